@@ -1,0 +1,53 @@
+"""The same things as the command line's, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt2kit.errors import UserError
+from gpt2kit.model import folder
+from gpt2kit.model.decoder import Completion
+from gpt2kit.model.generate import generate as generate_ids
+from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.model.sampling import SamplingSettings
+from gpt2kit.recipes import events, pretrain
+from gpt2kit.recipes.options import TrainOptions
+from gpt2kit.text.tokenizer import Tokenizer
+
+
+def load(path: str | Path) -> tuple[GPT2, Tokenizer | None]:
+    """The model of a folder, in eval mode, and its tokenizer (None where the folder has none)."""
+    return folder.load(path)
+
+
+def generate(model: GPT2, tokenizer: Tokenizer, prompt: str, **settings: Any) -> list[Completion]:
+    """`settings["n"]` completions of a prompt; the names are SamplingSettings' (max_tokens, temperature, seed ...)."""
+    return generate_ids(model, [tokenizer.encode(prompt)], SamplingSettings(**settings), tokenizer=tokenizer)[0]
+
+
+def train(
+    data: str | Path | Sequence[str | Path] = (),
+    out: str | Path = "",
+    on_event: Callable[[events.Event], None] | None = None,
+    **options: Any,
+) -> events.Finished:
+    """Train on text into the run folder `out`; `options` are the flags of `gpt2kit train` (`--from` is `from_`).
+
+    `train(resume="runs/mine")` goes on with a run. `on_event` sees the plan, every step, evaluation and sample.
+    """
+    paths = [data] if isinstance(data, (str, Path)) else list(data)
+    try:
+        chosen = TrainOptions(data=[str(p) for p in paths], out=str(out) if out else "", **options)
+    except TypeError as error:
+        raise UserError(f"gpt2kit.train: {error}", hint="run: gpt2kit train --help") from None
+    if chosen.resume is not None:
+        source = pretrain.resume(chosen.resume, lambda: False)
+    else:
+        source = pretrain.start(chosen, lambda: False)
+    for event in source:
+        if on_event is not None:
+            on_event(event)
+    assert isinstance(event, events.Finished)
+    return event

@@ -1,0 +1,46 @@
+"""Numba with a cache on disk that may be absent, read-only, full or damaged."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F, **options: Any) -> F:
+    """Compile on the first call, without the GIL; the machine code stays on disk where a cache folder is writable."""
+    options = {"nogil": True, **options}
+    try:
+        dispatcher = numba.njit(function, cache=True, **options)
+    except RuntimeError:  # "cannot cache function: no locator available"
+        return numba.njit(function, **options)  # type: ignore[no-any-return]
+    stored = getattr(dispatcher, "_cache", None)
+    for name in ("load_overload", "save_overload"):
+        if hasattr(stored, name):
+            setattr(stored, name, _optional(getattr(stored, name)))
+    return dispatcher  # type: ignore[no-any-return]
+
+
+def renamed(function: F, name: str) -> F:
+    """A copy under another name: Numba's cache knows functions by name, not by the options they are compiled with."""
+    assert isinstance(function, types.FunctionType)
+    copy = types.FunctionType(function.__code__, function.__globals__, name, function.__defaults__)
+    copy.__qualname__ = name
+    copy.__module__ = function.__module__
+    return copy  # type: ignore[return-value]
+
+
+def _optional(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A full disk or a damaged cache file costs a compilation, not the run."""
+
+    def guarded(*arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except Exception:
+            return None
+
+    return guarded

@@ -1,0 +1,132 @@
+"""Text -> tokenizer -> packed folder, as every training recipe needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from gpt2kit import commit
+from gpt2kit.data.pack import PackProgress, pack
+from gpt2kit.data.packed import PackReport, read_report
+from gpt2kit.data.sources import read_documents
+from gpt2kit.errors import UserError
+from gpt2kit.text.tokenizer import Tokenizer
+from gpt2kit.text.training import KINDS, train_tokenizer
+
+TOKENIZER_SAMPLE = 64 << 20  # characters of the corpus, from its start, that a vocabulary is learned from
+SIZES = (
+    (1_500_000, 1024),
+    (6_000_000, 2048),
+    (30_000_000, 4096),
+    (200_000_000, 8192),
+    (1_000_000_000, 16384),
+)
+LARGEST = 32000
+Note = Callable[[str], None]
+
+
+def vocabulary_for(characters: int) -> int:
+    """A BPE size for a corpus: each token should be seen some hundred times, or its embedding is never learned."""
+    return next((size for limit, size in SIZES if characters <= limit), LARGEST)
+
+
+def is_packed(path: str | Path) -> bool:
+    manifest = commit.manifest(Path(path)) if Path(path).is_dir() else None
+    return manifest is not None and manifest.get("kind") == "packed"
+
+
+def _texts(paths: Sequence[str], field: str | None, limit: int) -> Iterator[str]:
+    total = 0
+    for document in read_documents(paths, field):
+        yield document.text
+        total += len(document.text)
+        if total >= limit:
+            return
+
+
+def make_tokenizer(
+    paths: Sequence[str],
+    field: str | None,
+    kind: str,
+    vocab_size: int | None,
+    special: Sequence[str],
+    note: Note,
+) -> Tokenizer:
+    """Learn a vocabulary from the corpus's beginning; `special` tokens are added behind it."""
+    if "-" in paths:
+        raise UserError(
+            "standard input can be read once only, and learning a vocabulary takes a pass of its own",
+            hint="give --tokenizer FOLDER, or save the text to a file first",
+        )
+    if kind == "bpe" and vocab_size is None:
+        vocab_size = vocabulary_for(sum(len(text) for text in _texts(paths, field, LARGEST * 50_000)))
+    tokenizer = train_tokenizer(_texts(paths, field, TOKENIZER_SAMPLE), kind, vocab_size)
+    note(f"learned a {kind} vocabulary of {tokenizer.vocab_size:,} tokens")
+    return tokenizer.with_special(special) if special else tokenizer
+
+
+def pick_tokenizer(
+    paths: Sequence[str],
+    field: str | None,
+    tokenizer: str | None,
+    vocab_size: int | None,
+    special: Sequence[str],
+    note: Note,
+) -> Tokenizer:
+    """`tokenizer`: "bpe", "char" or "word" to learn one, or a folder or file that has one; None: "bpe"."""
+    if tokenizer is None or (tokenizer in KINDS and not Path(tokenizer).exists()):
+        return make_tokenizer(paths, field, tokenizer or "bpe", vocab_size, special, note)
+    if vocab_size is not None:
+        raise UserError(
+            f"--vocab-size {vocab_size} with the ready tokenizer {tokenizer}: its size is fixed",
+            hint="leave one of the two out",
+        )
+    return Tokenizer.load(tokenizer)
+
+
+def prepare(
+    paths: Sequence[str],
+    out: Path,
+    tokenizer: Tokenizer | None,
+    make: Callable[[], Tokenizer],
+    field: str | None,
+    validation: Sequence[str] | None,
+    progress: Callable[[PackProgress], None] | None,
+) -> tuple[Path, PackReport, Tokenizer]:
+    """The packed folder to train on: `paths[0]` itself if it is one, else a new one at `out`."""
+    if len(paths) == 1 and is_packed(paths[0]):
+        report = read_report(paths[0])
+        own = Tokenizer.load(paths[0])
+        if tokenizer is not None and tokenizer.hash != own.hash:
+            raise UserError(
+                f"{paths[0]} was packed with tokenizer {own.hash[:8]}…, the model has {tokenizer.hash[:8]}…",
+                hint="run gpt2kit pack with --tokenizer MODEL, or train on the text itself",
+            )
+        return Path(paths[0]), report, own
+    chosen = make() if tokenizer is None else tokenizer
+    report = pack(list(paths), chosen, out, field=field, validation=list(validation) if validation else None,
+                  progress=progress)  # fmt: skip
+    return out, report, chosen
+
+
+def learn(
+    paths: Sequence[str],
+    field: str | None,
+    kind: str,
+    vocab_size: int | None,
+    special: Sequence[str],
+    segmenter: str,
+) -> Tokenizer:
+    """A vocabulary from all of the text (not its beginning only), as `gpt2kit tokenizer train` makes it."""
+    texts = (document.text for document in read_documents(paths, field))
+    tokenizer = train_tokenizer(texts, kind, vocab_size, segmenter=segmenter)
+    return tokenizer.with_special(special) if special else tokenizer
+
+
+def describe(report: PackReport) -> str:
+    """One line on a packed folder: tokens, what was held out, what was dropped."""
+    train, val = report.splits["train"], report.splits.get("val")
+    held = "" if val is None else f", {val.tokens:,} for validation"
+    dropped = f", {report.duplicates:,} duplicates dropped" if report.duplicates else ""
+    rate = train.tokens / max(1, train.characters)
+    return f"{train.tokens:,} training tokens{held} ({rate:.2f} tokens per character{dropped})"

@@ -1,0 +1,43 @@
+"""What a training recipe reports while it runs; the loop's own events (training/loop.py) come between these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2kit import runtime
+from gpt2kit.model.gpt2 import GPT2Config
+from gpt2kit.training import loop, plan
+from gpt2kit.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Note:
+    text: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    plan: plan.Plan
+    model: GPT2Config
+    config: TrainConfig
+    precision: runtime.Precision
+
+
+@dataclass(frozen=True)
+class Sampled:
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    folder: Path
+    step: int  # of the checkpoint that became the model
+    loss: float | None  # its validation loss, nats per token
+    seconds: float  # of training
+    stopped: str  # "finished", "early" or "asked"
+    resume: str | None  # the command that goes on, where the run was stopped
+
+
+Event = loop.Event | Note | Planned | Sampled | Finished

@@ -1,0 +1,165 @@
+"""Train a GPT-2 on text: from scratch, from a model (`from_`), or on from a checkpoint (`resume`).
+
+Data flow: files -> tokenizer -> packed folder -> plan -> loop -> model folder. Wiring only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2kit import commit, runtime
+from gpt2kit.data.loader import Batches
+from gpt2kit.data.pack import PackProgress
+from gpt2kit.data.packed import open_packed
+from gpt2kit.errors import UserError
+from gpt2kit.model import folder as model_folder
+from gpt2kit.model.gpt2 import GPT2, GPT2Config
+from gpt2kit.recipes import data as data_recipe
+from gpt2kit.recipes import watch
+from gpt2kit.recipes.events import Event, Finished, Note, Planned, Sampled
+from gpt2kit.recipes.options import TrainOptions
+from gpt2kit.recipes.shape import choose
+from gpt2kit.text.tokenizer import Tokenizer
+from gpt2kit.training import checkpoint, loop, optim, plan
+from gpt2kit.training.checkpoint import State
+from gpt2kit.training.config import TrainConfig
+from gpt2kit.training.objectives import SPECIAL_TOKENS
+from gpt2kit.training.track import Track
+
+RUN = "run.json"
+
+
+def start(
+    options: TrainOptions, stop: Callable[[], bool], packing: Callable[[PackProgress], None] | None = None
+) -> Iterator[Event]:
+    """A new run, as `options` (recipes/options.py) say. Yields events; the last is `Finished`."""
+    out = Path(options.out)
+    if out.exists() and any(p.name != "data" and not p.name.startswith(".") for p in out.iterdir()):
+        raise UserError(
+            f"{out} already holds something",
+            hint=f"go on with it: gpt2kit train --resume {out}, or choose another --out",
+        )
+    runtime.set_threads(options.threads)
+    runtime.tune_allocator()
+    notes: list[str] = []
+    base, tokenizer = (None, None) if options.from_ is None else model_folder.load(options.from_, notes=notes)
+    packed, report, tokenizer = data_recipe.prepare(
+        options.data, out / "data", tokenizer, lambda: data_recipe.pick_tokenizer(
+            options.data, options.field, options.tokenizer, options.vocab_size,
+            SPECIAL_TOKENS[options.objective or "next"], notes.append,
+        ), options.field, options.validation, packing,
+    )  # fmt: skip
+    yield from map(Note, [*notes, *report.notes, data_recipe.describe(report)])
+    precision = runtime.choose_precision(options.precision)
+    train_tokens = report.splits["train"].tokens
+    model_config, config, speed, reasons = choose(options, base, tokenizer, precision, train_tokens)
+    made = plan.make(model_config, config, precision, train_tokens, speed, reasons)
+    yield Planned(made, model_config, config, precision)
+    made.check_memory(runtime.available_memory())
+    parents = (
+        [] if options.from_ is None else [{"folder": str(options.from_), "hash": model_folder.identity(options.from_)}]
+    )
+    del base
+    record = {
+        "name": out.resolve().name,
+        "settings": config.to_dict(),
+        "model": dataclasses.asdict(model_config),
+        "precision": precision.to_dict(),
+        "threads": torch.get_num_threads(),
+        "minutes": options.minutes,
+        "data": {
+            "folder": str(packed.resolve() if packed != out / "data" else "data"),
+            "hash": report.data_hash,
+        },
+        "parents": parents,
+        "sample": options.sample,
+    }
+    commit.write_json(out / RUN, record)
+    yield from _train(out, record, _beginning(record), tokenizer, None, stop)
+
+
+def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
+    """Go on from the newest good checkpoint: the same bytes as a run that was never stopped."""
+    out = Path(out)
+    if not (out / RUN).exists():
+        raise UserError(f"{out} is not a run folder: it has no {RUN}", hint="start one with: gpt2kit train")
+    record = commit.read_json(out / RUN)
+    path, notes = checkpoint.newest(out) if checkpoint.steps_of(out) else (None, [])
+    yield from map(Note, notes)
+    runtime.tune_allocator()
+    if runtime.set_threads(record["threads"]) > runtime.cores():
+        yield Note(
+            f"the run began on {record['threads']} threads, {runtime.cores()} cores are here: same bytes, slower"
+        )
+    if path is None:
+        yield Note("the run was cut off before its first checkpoint: it begins anew")
+        network = _beginning(record)
+        tokenizer = Tokenizer.find(out / record["data"]["folder"])
+    else:
+        network = GPT2(GPT2Config(**record["model"]), torch.Generator())
+        tokenizer = Tokenizer.find(path)
+    yield from _train(out, record, network, tokenizer, path, stop)
+
+
+def _beginning(record: dict[str, Any]) -> GPT2:
+    """The model that a run starts from: its parent's weights, or those that its seed draws."""
+    torch.manual_seed(record["settings"]["seed"])
+    if not record["parents"]:
+        return GPT2(GPT2Config(**record["model"]), torch.Generator().manual_seed(record["settings"]["seed"]))
+    parent = record["parents"][0]
+    if model_folder.identity(parent["folder"]) != parent["hash"]:
+        raise UserError(f"{parent['folder']} is no longer the model that the run started from")
+    return model_folder.load(parent["folder"])[0]
+
+
+def _train(
+    out: Path, record: dict[str, Any], network: GPT2, tokenizer: Tokenizer | None, path: Path | None,
+    stop: Callable[[], bool],
+) -> Iterator[Event]:  # fmt: skip
+    config = TrainConfig.from_dict(record["settings"])
+    device = runtime.device()
+    network.to(device)
+    packed = out / record["data"]["folder"]
+    tokens = open_packed(packed, "train", tokenizer.hash if tokenizer else None)
+    optimizers = optim.build(network, config)
+    state = State(total=config.steps) if path is None else checkpoint.restore(path, network, optimizers)
+    lineage = {k: record[k] for k in ("name", "parents", "settings", "precision", "threads", "data")}
+    run = loop.Run(
+        out, network, tokenizer, config, Batches(tokens, config.context, config.batch, config.seed),
+        watch.validation_windows(packed, config), runtime.Precision(**record["precision"]),
+        lineage | {"seed": config.seed}, device, record["minutes"], stop,
+    )  # fmt: skip
+    track = Track(out, state.step, config.tensorboard)
+    reason = "asked"
+    try:
+        for event in loop.fit(run, optimizers, state):
+            track.write(event)
+            yield event
+            if isinstance(event, loop.Evaluated) and record["sample"] and tokenizer is not None:
+                text = watch.sample(network, tokenizer, config)
+                track.sample(event.step, text)
+                yield Sampled(event.step, text)
+            if isinstance(event, loop.Stopped):
+                reason = event.reason
+    finally:
+        track.close()
+    yield finish(run, state, reason)
+
+
+def finish(run: loop.Run, state: State, reason: str) -> Finished:
+    """Put the best checkpoint's weights into the run folder; a run that was asked to stop only says how to go on."""
+    if reason == "asked":
+        return Finished(run.folder, state.step, None, state.seconds, reason, f"gpt2kit train --resume {run.folder}")
+    step = checkpoint.best(run.folder, state)
+    assert step is not None
+    model, tokenizer = model_folder.load(checkpoint.folder_of(run.folder, step))
+    loss = state.losses.get(str(step))
+    scores = {} if loss is None else {"validation_loss": loss}
+    lineage = {**run.lineage, "step": step, "scores": scores}
+    model_folder.save(run.folder, model, tokenizer, lineage, keep_others=True)
+    return Finished(run.folder, step, loss, state.seconds, reason, None)

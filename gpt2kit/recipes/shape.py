@@ -1,0 +1,122 @@
+"""From what was asked, the data's size and this machine's speed to a model's shape and its training settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gpt2kit import runtime
+from gpt2kit.errors import UserError
+from gpt2kit.model.gpt2 import GPT2, GPT2Config
+from gpt2kit.recipes.options import TrainOptions
+from gpt2kit.text.tokenizer import Tokenizer
+from gpt2kit.training import plan
+from gpt2kit.training.config import TrainConfig
+
+DEFAULT_STEPS = 1000
+EVALUATIONS, CHECKPOINTS = 20, 5  # in a run, where nothing else is asked for
+TUNING_RATE = 0.2  # of the preset's learning rates, when training goes on from a model's weights
+Choice = tuple[GPT2Config, TrainConfig, float | None, tuple[str, ...]]
+
+
+def choose(
+    options: TrainOptions,
+    base: GPT2 | None,
+    tokenizer: Tokenizer,
+    precision: runtime.Precision,
+    train_tokens: int,
+) -> Choice:
+    """(model, training settings, tokens/s where it was measured, reasons)."""
+    if base is not None:
+        return _from_model(options, base, precision, train_tokens)
+    if options.minutes is not None and options.preset is None and options.n_embd is None and options.n_layer is None:
+        return _for_minutes(options, tokenizer, precision, train_tokens)
+    chosen = plan.preset(options.preset or "tiny")
+    shape = plan.Candidate(
+        chosen.n_layer if options.n_layer is None else options.n_layer,
+        chosen.n_embd if options.n_embd is None else options.n_embd,
+        chosen.context if options.context is None else options.context,
+        chosen.batch if options.batch is None else options.batch,
+    )
+    n_head = chosen.n_head if options.n_head is None else options.n_head
+    model, config = _build(options, tokenizer, shape, train_tokens, n_head, dataclasses.asdict(chosen))
+    return _timed(options, model, config, precision, train_tokens)
+
+
+def _for_minutes(
+    options: TrainOptions, tokenizer: Tokenizer, precision: runtime.Precision, train_tokens: int
+) -> Choice:
+    assert options.minutes is not None
+
+    def build(shape: plan.Candidate) -> tuple[GPT2Config, TrainConfig]:
+        shape = dataclasses.replace(
+            shape,
+            context=shape.context if options.context is None else options.context,
+            batch=shape.batch if options.batch is None else options.batch,
+        )
+        n_head = shape.n_head if options.n_head is None else options.n_head
+        return _build(options, tokenizer, shape, train_tokens, n_head, {})
+
+    model, config, speed, reasons = plan.for_minutes(options.minutes, build, precision, train_tokens)
+    return model, _intervals(options, config), speed, reasons
+
+
+def _timed(
+    options: TrainOptions,
+    model: GPT2Config,
+    config: TrainConfig,
+    precision: runtime.Precision,
+    train_tokens: int,
+) -> Choice:
+    """Turn minutes into steps by measuring this shape; without minutes the steps are as asked."""
+    if options.minutes is None:
+        return model, _intervals(options, config), None, ()
+    speed = plan.tokens_per_second(model, config, precision)
+    steps = max(20, int(speed * options.minutes * 60 * 0.97 / (config.batch * config.context)))
+    return model, _intervals(options, dataclasses.replace(config, steps=steps)), speed, ()
+
+
+def _build(
+    options: TrainOptions, tokenizer: Tokenizer, shape: plan.Candidate, train_tokens: int, n_head: int,
+    rates: dict[str, Any],
+) -> tuple[GPT2Config, TrainConfig]:  # fmt: skip
+    given = options.settings()
+    dropout = given.get("dropout", 0.0)
+    model = GPT2Config(
+        vocab_size=tokenizer.vocab_size, n_positions=shape.context, n_embd=shape.n_embd, n_layer=shape.n_layer,
+        n_head=n_head, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=given.get("attention_dropout", 0.0),
+        bos_token_id=tokenizer.eot_id, eos_token_id=tokenizer.eot_id,
+    )  # fmt: skip
+    settings = {"steps": DEFAULT_STEPS, "batch": shape.batch, "context": shape.context}
+    settings |= {k: rates[k] for k in ("learning_rate", "matrix_learning_rate") if k in rates}
+    return model, _slices(TrainConfig(**(settings | given)), model)
+
+
+def _slices(config: TrainConfig, model: GPT2Config) -> TrainConfig:
+    workers = config.workers or plan.choose_workers(model.parameters, config.batch, runtime.cores())
+    micro = config.micro_batch or plan.choose_micro_batch(config, workers)
+    return dataclasses.replace(config, workers=workers, micro_batch=micro)
+
+
+def _intervals(options: TrainOptions, config: TrainConfig) -> TrainConfig:
+    evaluate = options.evaluate_every or max(1, config.steps // EVALUATIONS)
+    checkpoint = options.checkpoint_every or max(1, evaluate * max(1, config.steps // CHECKPOINTS // evaluate))
+    return dataclasses.replace(config, evaluate_every=evaluate, checkpoint_every=checkpoint)
+
+
+def _from_model(options: TrainOptions, base: GPT2, precision: runtime.Precision, train_tokens: int) -> Choice:
+    """Further training keeps the model's shape; the learning rates are those of the nearest preset, lowered."""
+    chosen = min(
+        plan.PRESETS.values(),
+        key=lambda p: abs(p.n_embd * p.n_layer - base.config.n_embd * base.config.n_layer),
+    )
+    if options.context is not None and options.context > base.config.n_positions:
+        raise UserError(f"--context {options.context} exceeds the model's {base.config.n_positions} positions")
+    context = min(base.config.n_positions, chosen.context if options.context is None else options.context)
+    settings = {
+        "steps": DEFAULT_STEPS, "batch": chosen.batch, "context": context,
+        "learning_rate": chosen.learning_rate * TUNING_RATE,
+        "matrix_learning_rate": chosen.matrix_learning_rate * TUNING_RATE,
+    }  # fmt: skip
+    config = _slices(TrainConfig(**(settings | options.settings() | {"context": context})), base.config)
+    return _timed(options, base.config, config, precision, train_tokens)

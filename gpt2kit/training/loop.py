@@ -1,0 +1,312 @@
+"""THE loop. Normalisation, accumulation, clipping, evaluation, checkpoints and resume exist here and nowhere else.
+
+`fit` is a generator of events: whoever runs it decides what to print. The order of samples, dropout masks and
+objectives are pure functions of (seed, step, row), so the state is: weights, optimiser tensors, counters.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpt2kit import runtime
+from gpt2kit.data.loader import Batches
+from gpt2kit.errors import UserError
+from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.text.tokenizer import Tokenizer
+from gpt2kit.training import checkpoint, fast, optim
+from gpt2kit.training.checkpoint import State
+from gpt2kit.training.config import TrainConfig
+from gpt2kit.training.objectives import Objective
+
+EXPLODED = 3.0  # times ln V: an untrained model starts at 1
+SPEED_WINDOW = 20  # steps over which tokens/s is averaged
+PLATEAU_PATIENCE, PLATEAU_FACTOR = 2, 0.5
+
+
+@dataclass
+class Run:
+    """Everything that one training run reads and writes."""
+
+    folder: Path
+    model: GPT2
+    tokenizer: Tokenizer | None
+    config: TrainConfig
+    batches: Batches
+    validation: NDArray[np.int64] | None  # [n, T+1]
+    precision: runtime.Precision
+    lineage: dict[str, Any]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    minutes: float | None = None  # the time that the steps must fit into; None: the steps decide
+    stop: Callable[[], bool] = lambda: False  # asked after each step: True ends the run with a checkpoint
+
+
+@dataclass(frozen=True)
+class Stepped:
+    step: int
+    total: int
+    loss: float  # nats per counted token of this step's batch
+    norm: float  # of the gradient, before clipping
+    rate: float  # learning rate as a fraction of the peak
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    step: int
+    loss: float  # nats per token on the validation windows
+    best: bool
+
+
+@dataclass(frozen=True)
+class Saved:
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Replanned:
+    step: int
+    total: int  # steps, after the machine turned out faster or slower than measured
+
+
+@dataclass(frozen=True)
+class Stopped:
+    step: int
+    reason: str  # "finished", "asked" or "early"
+
+
+Event = Stepped | Evaluated | Saved | Replanned | Stopped
+
+
+def fit(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Iterator[Event]:
+    """Train from `state.step` to `state.total`. Raises UserError where the loss explodes or the disk fails."""
+    config, model = run.config, run.model
+    state.total = state.total or config.steps
+    gradients = Gradients(model, run.tokenizer, config, run.precision, run.device)
+    clock = _Clock(state)
+    fast.accelerate(model, config.seed, config.dropout, config.attention_dropout, run.precision.backend)
+    model.train()
+    source = run.batches.prefetch(state.step, None)
+    try:
+        for batch in source:
+            if state.step >= state.total or state.stopped_early or run.stop():
+                break
+            rate = optim.rate(config, state.step, state.total, state.plateau)
+            total, count = gradients(batch, state.step)
+            norm = optim.update(optimizers, rate, count, config.clip)
+            loss = total / count
+            _check(loss, norm, state, run, rate)
+            state.step += 1
+            speed, left = clock.tick(state, config.batch * config.context)
+            yield Stepped(state.step, state.total, loss, norm, rate, speed, left)
+            last = state.step == state.total
+            save = state.step % config.checkpoint_every == 0 or last
+            if run.validation is not None and (state.step % config.evaluate_every == 0 or save):
+                evaluated = _evaluate(run, gradients, state)
+                save = save or (evaluated.best and config.patience > 0)
+                yield evaluated
+                replanned = clock.replan(run, state)
+                if replanned is not None:
+                    yield replanned
+                last = state.step == state.total
+            if save or last or state.stopped_early:
+                yield _save(run, optimizers, state)
+        else:  # pragma: no cover
+            raise AssertionError("the batches never end")
+        reason = "early" if state.stopped_early else "finished" if state.step >= state.total else "asked"
+        if reason == "asked" and checkpoint.steps_of(run.folder)[-1:] != [state.step]:
+            yield _save(run, optimizers, state)
+        yield Stopped(state.step, reason)
+    finally:
+        source.close()  # type: ignore[attr-defined]
+        gradients.close()
+        fast.plain(model)
+        model.eval()
+
+
+class Gradients:
+    """(batch, step) -> (loss sum, count), with the sums' gradients in `parameter.grad`.
+
+    Workers are threads that take equal slices of the batch, each on one core: for small models that beats spreading
+    every operation over the cores. Their gradients are added in a fixed order.
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        tokenizer: Tokenizer | None,
+        config: TrainConfig,
+        precision: runtime.Precision,
+        device: torch.device,
+    ) -> None:
+        self.model, self.config, self.device = model, config, device
+        self.objective = Objective(config, model.config.vocab_size, tokenizer)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.autocast = precision.dtype == "bf16"
+        self.workers = max(1, min(config.workers, config.batch))
+        self.pool = ThreadPoolExecutor(self.workers, initializer=_single_thread) if self.workers > 1 else None
+
+    def __call__(self, batch: NDArray[np.int64], step: int) -> tuple[float, int]:
+        for parameter in self.parameters:
+            parameter.grad = None
+        if self.pool is None:
+            return self._backward(batch, step, 0)
+        futures = [
+            self.pool.submit(self._slice_gradients, batch[a:b], step, a) for a, b in _slices(len(batch), self.workers)
+        ]
+        results = [future.result() for future in futures]
+        first = results[0][2]
+        for _, _, other in results[1:]:
+            torch._foreach_add_(first, other)
+        for parameter, gradient in zip(self.parameters, first, strict=True):
+            parameter.grad = gradient
+        return sum(r[0] for r in results), sum(r[1] for r in results)
+
+    def _parts(self, batch: NDArray[np.int64], step: int, first_row: int) -> Iterator[Tensor]:
+        size = self.config.micro_batch or len(batch)
+        for a in range(0, len(batch), size):
+            fast.PLACE.step, fast.PLACE.first_row = step, first_row + a
+            prepared = self.objective.prepare(batch[a : a + size], step, first_row + a)
+            yield torch.from_numpy(np.ascontiguousarray(prepared)).to(self.device)
+
+    def _loss(self, part: Tensor) -> tuple[Tensor, int]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.objective.loss(self.model, part)
+
+    def _backward(self, batch: NDArray[np.int64], step: int, first_row: int) -> tuple[float, int]:
+        total, count = 0.0, 0
+        for part in self._parts(batch, step, first_row):
+            loss, n = self._loss(part)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total, count = total + float(loss.detach()), count + n
+        return total, count
+
+    def _slice_gradients(self, batch: NDArray[np.int64], step: int, first_row: int) -> tuple[float, int, list[Tensor]]:
+        total, count = 0.0, 0
+        sums: list[Tensor] | None = None
+        for part in self._parts(batch, step, first_row):
+            loss, n = self._loss(part)
+            gradients = list(torch.autograd.grad(loss, self.parameters))
+            if sums is None:
+                sums = gradients
+            else:
+                torch._foreach_add_(sums, gradients)
+            total, count = total + float(loss.detach()), count + n
+        assert sums is not None
+        return total, count, sums
+
+    @torch.no_grad()
+    def evaluate(self, windows: NDArray[np.int64]) -> float:
+        """Mean nats per counted token over windows [n, T+1], dropout off, without label smoothing."""
+        size = max(1, 2048 // (windows.shape[1] - 1))
+
+        def part(a: int) -> tuple[float, int]:
+            prepared = self.objective.prepare(windows[a : a + size], 0, a)
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                tensor = torch.from_numpy(np.ascontiguousarray(prepared)).to(self.device)
+                loss, n = self.objective.plain_loss(self.model, tensor)
+                return float(loss), n
+
+        self.model.eval()
+        mapper = map if self.pool is None else self.pool.map
+        results = list(mapper(part, range(0, len(windows), size)))
+        self.model.train()
+        return math.fsum(r[0] for r in results) / sum(r[1] for r in results)
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown()
+
+
+def _single_thread() -> None:
+    torch.set_num_threads(1)
+    fast.PLACE.parallel = False
+
+
+def _slices(n: int, parts: int) -> list[tuple[int, int]]:
+    return [(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+
+
+def _evaluate(run: Run, gradients: Gradients, state: State) -> Evaluated:
+    assert run.validation is not None
+    loss = gradients.evaluate(run.validation)
+    state.losses[str(state.step)] = loss
+    best = state.best is None or loss < state.best
+    if best:
+        state.best, state.evaluations_since_best = loss, 0
+    else:
+        state.evaluations_since_best += 1
+        if run.config.schedule == "plateau" and state.evaluations_since_best % PLATEAU_PATIENCE == 0:
+            state.plateau *= PLATEAU_FACTOR
+        if run.config.patience and state.evaluations_since_best >= run.config.patience:
+            state.stopped_early = True
+    return Evaluated(state.step, loss, best)
+
+
+def _save(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Saved:
+    keep = run.config.keep
+    path = checkpoint.save(run.folder, run.model, run.tokenizer, optimizers, state, run.lineage, keep)
+    return Saved(state.step, path)
+
+
+def _check(loss: float, norm: float, state: State, run: Run, rate: float) -> None:
+    limit = EXPLODED * math.log(max(3, run.model.config.vocab_size))
+    if math.isfinite(loss) and math.isfinite(norm) and loss < limit:
+        return
+    what = f"the loss was {loss:.4g} and the gradient's norm {norm:.4g} at step {state.step + 1}"
+    kept = checkpoint.steps_of(run.folder)
+    if run.precision.dtype == "bf16" and not math.isfinite(loss):
+        cause = "likely cause: bf16 overflowed; try --precision fp32"
+    elif rate > 0.5 or state.step < 100:
+        cause = (
+            f"likely cause: the learning rate is too high; try --learning-rate {run.config.learning_rate / 3:.2g} "
+            f"and --matrix-learning-rate {run.config.matrix_learning_rate / 3:.2g}, or a longer --warmup"
+        )
+    else:
+        cause = "likely cause: damaged text; look at the samples and check the data"
+    where = f"; the last good checkpoint is {checkpoint.folder_of(run.folder, kept[-1])}" if kept else ""
+    raise UserError(f"{what}: training stopped{where}", hint=cause)
+
+
+class _Clock:
+    """Speed, time left, and the number of steps that fit into the minutes given."""
+
+    def __init__(self, state: State) -> None:
+        self.before = state.seconds
+        self.start = time.perf_counter()
+        self.marks = [(self.start, state.step)]
+        self.first_step = state.step
+
+    def tick(self, state: State, tokens: int) -> tuple[float, float]:
+        now = time.perf_counter()
+        state.seconds = self.before + now - self.start
+        self.marks = [*self.marks[-SPEED_WINDOW:], (now, state.step)]
+        (then, since), pace = self.marks[0], 0.0
+        if now > then:
+            pace = (state.step - since) / (now - then)  # steps per second
+        return pace * tokens, (state.total - state.step) / pace if pace else math.inf
+
+    def replan(self, run: Run, state: State) -> Replanned | None:
+        """Fit the rest of the steps into the rest of the minutes, measured over this sitting, evaluations included."""
+        if run.minutes is None or state.step >= state.total or state.step - self.first_step < SPEED_WINDOW:
+            return None
+        now = time.perf_counter()
+        pace = (state.step - self.first_step) / (now - self.start)
+        left = run.minutes * 60 - (self.before + now - self.start)
+        total = max(state.step + 1, state.step + int(left * pace))
+        if abs(total - state.total) < 0.02 * state.total:
+            return None
+        state.total = total
+        return Replanned(state.step, total)

@@ -1,0 +1,237 @@
+"""What a run will cost, said before it starts: parameters, memory, operations, time; and a choice of shape for a time.
+
+Formulas count float32 bytes of what autograd keeps; `tests/train/test_plan.py` holds them to within 15 % of measured
+peaks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from gpt2kit import runtime
+from gpt2kit.errors import UserError, unknown
+from gpt2kit.model.gpt2 import GPT2, GPT2Config
+from gpt2kit.training import fast, losses, optim
+from gpt2kit.training.config import TrainConfig
+
+PROCESS_BYTES = 480 << 20  # Python, torch, Numba and their code, before the first tensor
+KEPT_PER_CHANNEL = 18  # floats a block keeps for the backward pass, per token and channel (see activation_bytes)
+EFFICIENCY = 0.6  # of the matrix-product speed that a whole step reaches
+WORKER_PARAMETERS = 12_000_000  # up to here each core takes a slice of the batch; above, each operation takes all cores
+MICRO_TOKENS = 4096  # of one forward pass where the micro-batch is ours to choose
+SAFE_SHARE = 0.9  # of the free memory that a plan may take
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A shape and the training settings that suit it."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    context: int
+    batch: int
+    learning_rate: float
+    matrix_learning_rate: float
+
+
+PRESETS = {
+    "tiny": Preset(4, 4, 128, 128, 32, 4e-3, 0.02),
+    "mini": Preset(6, 6, 384, 256, 24, 3e-3, 0.02),
+    "small": Preset(12, 12, 768, 1024, 32, 6e-4, 0.01),
+    "medium": Preset(24, 16, 1024, 1024, 32, 4e-4, 0.01),
+    "large": Preset(36, 20, 1280, 1024, 32, 3e-4, 0.008),
+    "xl": Preset(48, 25, 1600, 1024, 32, 2e-4, 0.006),
+}
+
+
+def preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs of a run. Bytes are of the whole process at its peak."""
+
+    parameters: int
+    memory: int
+    operations: float  # floating-point operations of the whole run
+    tokens: int
+    epochs: float
+    seconds: float
+    reasons: tuple[str, ...] = ()
+
+    def check_memory(self, available: int) -> None:
+        """Refuse a plan that does not fit, with the flags that change it."""
+        if self.memory > available * SAFE_SHARE:
+            raise UserError(
+                f"training needs about {self.memory / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free",
+                hint="use a smaller --preset (or --n-embd, --n-layer), a smaller --context, or --micro-batch 1",
+            )
+
+
+def activation_bytes(model: GPT2Config, context: int, micro_batch: int, bf16: bool) -> int:
+    """What one forward pass keeps for the backward pass.
+
+    A block keeps, per token: two LayerNorm inputs and outputs (4C), qkv (3C), attention's output twice (as computed
+    and as c_proj's input, 2C), its log-sum-exp, GELU's input and output (2 x inner); about a C is in flight.
+    Under bf16 the Linears' inputs are kept again as bf16.
+    """
+    C, inner = model.n_embd, model.inner_size
+    per_token = model.n_layer * (KEPT_PER_CHANNEL - 8) * C + model.n_layer * 2 * inner + 4 * C
+    floats = context * micro_batch * per_token
+    return int(4 * floats * (1.15 if bf16 else 1.0))
+
+
+def memory(model: GPT2Config, config: TrainConfig, bf16: bool = False, cores: int = 1) -> int:
+    """Peak bytes of the process while it trains."""
+    P = model.parameters
+    matrices = model.n_layer * (4 * model.n_embd**2 + 2 * model.n_embd * model.inner_size)
+    moments = {"adamw": 2 * P, "adam": 2 * P, "sgd": P, "rmsprop": 2 * P, "muon": 2 * P - matrices}
+    workers = config.workers or 1
+    micro = min(config.micro_batch or config.batch, -(-config.batch // workers))
+    activations = workers * activation_bytes(model, config.context, micro, bf16)
+    V = model.vocab_size
+    rows = min(max(1, losses.LOGITS_BYTES // (4 * V)), micro * config.context)
+    head = workers * (rows * V * 4 + V * model.n_embd * 4)
+    gradients = 4 * P * (workers + (micro * workers < config.batch))
+    step = max(activations + head, gradients + V * model.n_embd * 4)
+    return PROCESS_BYTES + 4 * (P + moments[config.optimizer]) + step
+
+
+def operations_per_token(model: GPT2Config, context: int) -> float:
+    """Forward and backward: 6 a weight, and attention's two products over half the context."""
+    weights = model.parameters - model.n_positions * model.n_embd
+    return 6 * weights + 6 * model.n_layer * model.n_embd * context
+
+
+def choose_workers(parameters: int, batch: int, cores: int) -> int:
+    """Threads that slice the batch: all cores for small models, one caller for large ones."""
+    return min(cores, batch) if parameters <= WORKER_PARAMETERS else 1
+
+
+def choose_micro_batch(config: TrainConfig, workers: int) -> int:
+    """Sequences in a forward pass: about MICRO_TOKENS tokens, so that activations stay small."""
+    share = -(-config.batch // max(1, workers))
+    return min(share, max(1, MICRO_TOKENS // config.context))
+
+
+def tokens_per_second(
+    model: GPT2Config, config: TrainConfig, precision: runtime.Precision, seconds: float = 1.5
+) -> float:
+    """Measure real steps of this shape on random tokens (the compilation of the kernels is not counted)."""
+    from gpt2kit.training.loop import Gradients
+
+    generator = torch.Generator().manual_seed(0)
+    network = GPT2(model, generator)
+    fast.accelerate(network, 0, config.dropout, config.attention_dropout, precision.backend)
+    network.train()
+    optimizers = optim.build(network, config)
+    gradients = Gradients(network, None, dataclasses.replace(config, objective="next"), precision, torch.device("cpu"))
+    batch = torch.randint(model.vocab_size, (config.batch, config.context + 1), generator=generator).numpy()
+    times: list[float] = []
+    try:
+        while len(times) < 3 or (sum(times) < seconds and len(times) < 50):
+            start = time.perf_counter()
+            _, count = gradients(batch, len(times))
+            optim.update(optimizers, 1.0, count, config.clip)
+            times.append(time.perf_counter() - start)
+    finally:
+        gradients.close()
+    return config.batch * config.context / sorted(times[1:])[(len(times) - 1) // 2]
+
+
+def make(
+    model: GPT2Config, config: TrainConfig, precision: runtime.Precision, train_tokens: int,
+    speed: float | None = None, reasons: tuple[str, ...] = (),
+) -> Plan:  # fmt: skip
+    """The plan of a run. `speed` in tokens/s where it was measured; else from a matrix product on this machine."""
+    operations = operations_per_token(model, config.context) * config.tokens
+    if speed is None:
+        product = runtime.matmul_speed(precision.dtype, precision.backend)
+        speed = EFFICIENCY * product / operations_per_token(model, config.context)
+    return Plan(
+        model.parameters,
+        memory(model, config, precision.dtype == "bf16", runtime.cores()),
+        operations,
+        config.tokens,
+        config.tokens / max(1, train_tokens),
+        config.tokens / speed,
+        reasons,
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape that `for_minutes` considers."""
+
+    n_layer: int
+    n_embd: int
+    context: int
+    batch: int
+
+    @property
+    def n_head(self) -> int:
+        return max(1, self.n_embd // 64) if self.n_embd >= 256 else max(1, self.n_embd // 32)
+
+
+LADDER = (
+    Candidate(3, 96, 64, 32),
+    Candidate(4, 128, 128, 16),
+    Candidate(4, 192, 128, 16),
+    Candidate(6, 256, 128, 16),
+    Candidate(6, 384, 256, 12),
+    Candidate(8, 512, 256, 16),
+    Candidate(12, 768, 512, 16),
+)
+
+
+def expected_loss(parameters: int, tokens: float, epochs: float) -> float:
+    """A score to rank shapes by, not a forecast: Hoffmann et al. 2022's form with constants fitted here (LOG.md).
+
+    `parameters` without embeddings. Repeated tokens count less and less (Muennighoff et al. 2023, half-life 15 epochs).
+    """
+    unique = tokens / max(1.0, epochs)
+    seen = unique * (1 + 15 * (1 - math.exp(-(max(1.0, epochs) - 1) / 15)))
+    return float((2.0e4 / parameters) ** 0.35 + (2.5e5 / seen) ** 0.45)
+
+
+def for_minutes(
+    minutes: float,
+    build: Callable[[Candidate], tuple[GPT2Config, TrainConfig]],
+    precision: runtime.Precision,
+    train_tokens: int,
+) -> tuple[GPT2Config, TrainConfig, float, tuple[str, ...]]:
+    """The shape with the lowest expected loss after `minutes`: (model, config with steps, tokens/s, reasons).
+
+    Measures upwards from the smallest shape and stops when the score gets worse.
+    """
+    best: tuple[float, Candidate, GPT2Config, TrainConfig, float] | None = None
+    tried = []
+    for candidate in LADDER:
+        model, config = build(candidate)
+        if train_tokens <= config.context:
+            continue
+        speed = tokens_per_second(model, config, precision, seconds=min(1.5, 0.6 * minutes))
+        tokens = speed * minutes * 60 * 0.97  # evaluations and checkpoints take the rest
+        inner = model.parameters - (model.vocab_size + model.n_positions) * model.n_embd
+        score = expected_loss(inner, tokens, tokens / max(1, train_tokens))
+        tried.append(f"{candidate.n_layer} layers x {candidate.n_embd}: {speed:,.0f} tokens/s, score {score:.3f}")
+        if best is not None and score > best[0]:
+            break
+        best = (score, candidate, model, config, speed)
+    if best is None:
+        raise UserError(f"{train_tokens:,} training tokens are too few", hint="take more text")
+    _, candidate, model, config, speed = best
+    steps = max(20, int(speed * minutes * 60 * 0.97 / (config.batch * config.context)))
+    config = dataclasses.replace(config, steps=steps)
+    reason = f"{candidate.n_layer} layers x {candidate.n_embd} scored best of: " + "; ".join(tried)
+    return model, config, speed, (reason,)

@@ -1,0 +1,134 @@
+"""What a run leaves for people: metrics.jsonl, loss.png, samples.txt, TensorBoard where asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpt2kit.errors import UserError, missing_extra
+from gpt2kit.training.loop import Evaluated, Event, Replanned, Saved, Stepped, Stopped
+
+METRICS, PLOT, SAMPLES = "metrics.jsonl", "loss.png", "samples.txt"
+ROWS = 2000  # about so many training rows a run: one every total/ROWS steps
+
+
+class Track:
+    """Writes events as they come. A resumed run first drops the rows behind the step that it resumes from."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:
+        self.folder = folder
+        self.path = folder / METRICS
+        rows = (
+            [row for row in read_metrics(folder) if row["step"] <= step and row["event"] != "stopped"] if step else []
+        )
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(temporary, self.path)
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+        self.board = _tensorboard(folder) if tensorboard else None
+
+    def write(self, event: Event) -> None:
+        match event:
+            case Stepped(step, total, loss, norm, rate, speed, _):
+                if step % max(1, total // ROWS) == 0 or step == 1:
+                    self._row("step", step, loss=loss, gradient_norm=norm, rate=rate, tokens_per_second=round(speed))
+            case Evaluated(step, loss, best):
+                self._row("evaluation", step, validation_loss=loss, best=best)
+                self.file.flush()
+                plot(self.folder)
+            case Saved(step, path):
+                self._row("checkpoint", step, folder=path.name)
+            case Replanned(step, total):
+                self._row("replanned", step, total=total)
+            case Stopped(step, reason):
+                self._row("stopped", step, reason=reason)
+                self.file.flush()
+
+    def _row(self, event: str, step: int, **values: Any) -> None:
+        self.file.write(json.dumps({"step": step, "event": event, **values}) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self.board(f"{event}/{name}", value, step)
+
+    def sample(self, step: int, text: str) -> None:
+        with open(self.folder / SAMPLES, "a", encoding="utf-8") as file:
+            file.write(f"--- step {step}\n{text}\n\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _tensorboard(folder: Path) -> Callable[[str, float, int], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise missing_extra("tensorboard", "tensorboard", "--tensorboard") from None
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def add(name: str, value: float, step: int) -> None:
+        writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return add
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that a crash cut in two is dropped."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row["step"], row["event"]
+        except (json.JSONDecodeError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path} line {number} is not a metrics row", hint="move the file away and resume"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def plot(folder: Path) -> Path:
+    """Draw loss.png from metrics.jsonl: training loss (every row, and a running mean) and validation loss by step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(folder)
+    steps = [(r["step"], r["loss"]) for r in rows if r["event"] == "step"]
+    evaluations = [(r["step"], r["validation_loss"]) for r in rows if r["event"] == "evaluation"]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if steps:
+        x, y = zip(*steps, strict=True)
+        axes.plot(x, y, color="#9db7d5", linewidth=0.8, label="training, one batch")
+        axes.plot(x, _running_mean(list(y), max(1, len(y) // 50)), color="#1f4e8c", label="training, running mean")
+    if evaluations:
+        x, y = zip(*evaluations, strict=True)
+        axes.plot(x, y, color="#c4501b", marker="o", markersize=3, label=f"validation, last {y[-1]:.3f}")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=folder.resolve().name)
+    axes.grid(alpha=0.3)
+    if steps or evaluations:
+        axes.legend()
+    path = folder / PLOT
+    temporary = folder / ".loss.tmp.png"
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
+    return path
+
+
+def _running_mean(values: list[float], width: int) -> list[float]:
+    out, total = [], 0.0
+    for i, value in enumerate(values):
+        total += value - (values[i - width] if i >= width else 0.0)
+        out.append(total / min(i + 1, width))
+    return out

@@ -1,0 +1,98 @@
+"""Whole user paths. One tiny run, trained by a real process from an empty folder, is shared by all of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import gpt2kit
+from gpt2kit import cli
+
+TINY = [
+    "--n-layer",
+    "1",
+    "--n-embd",
+    "32",
+    "--n-head",
+    "2",
+    "--context",
+    "16",
+    "--batch",
+    "4",
+    "--tokenizer",
+    "char",
+    "--precision",
+    "fp32",
+    "--no-sample",
+]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Trained(NamedTuple):
+    folder: Path
+    text: Path
+    result: Result
+
+
+def environment() -> dict[str, str]:
+    """A new user's: the package is found wherever the process stands, one thread, no colours."""
+    root = str(Path(gpt2kit.__file__).parent.parent)
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONUTF8": "0"}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "gpt2kit", *map(str, arguments)]
+
+
+def process(folder: Path, *arguments: object, stdin: bytes = b"") -> Result:
+    """Run the command line as a process of its own."""
+    done = subprocess.run(
+        command(*arguments), cwd=folder, input=stdin, capture_output=True, env=environment(), timeout=240, check=False
+    )
+    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Result]]:
+    """The command line inside this process, standing in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    threads = torch.get_num_threads()
+
+    def call(*arguments: object) -> Result:
+        capfd.readouterr()
+        code = cli.main([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        return Result(code, out, err)
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def english() -> str:
+    return "\n\n".join(topics[name] for name in sorted(topics))[:40_000]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, english: str) -> Trained:
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "my.txt").write_text(english, encoding="utf-8")
+    result = process(folder, "train", "my.txt", "--out", "runs/mine", "--steps", 30, "--evaluate-every", 15, *TINY)
+    return Trained(folder / "runs" / "mine", folder / "my.txt", result)

@@ -1,0 +1,173 @@
+"""A text file in; a model, its description, its texts and its figures out."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Result, Trained, command, environment, process
+
+Run = Callable[..., Result]
+
+
+def test_a_training_run_says_its_plan_its_losses_and_what_to_type_next(trained: Trained) -> None:
+    code, out, err = trained.result
+    assert (code, err) == (0, "")
+    for part in ("the plan", "1 layers, 2 heads, 32 wide, context 16", "30 steps of 4 x 16 tokens", "GB at the peak"):
+        assert part in out
+    assert "step 30: validation loss" in out
+    assert "model       runs/mine" in out
+    for line in ('gpt2kit generate runs/mine "Once"', "gpt2kit info runs/mine", "gpt2kit evaluate runs/mine other.txt"):
+        assert f"  {line}\n" in out
+    assert "samples.txt" not in out  # none were written
+    assert (trained.folder / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_info_verifies_and_describes_the_run(trained: Trained, run: Run) -> None:
+    code, out, _ = run("info", trained.folder)
+    assert code == 0
+    assert "a model folder, verified" in out
+    assert "1 layers, 2 heads, 32 wide, 16 positions" in out
+    found = json.loads(run("info", trained.folder, "--json").out)
+    assert found["verified"] is True
+    assert found["lineage"]["settings"]["steps"] == 30
+    assert found["scores"]["validation_loss"] > 0
+
+
+def test_greedy_and_seeded_texts_are_the_same_bytes_in_two_processes(trained: Trained, run: Run) -> None:
+    greedy = ("generate", trained.folder, "The", "--temperature", 0, "--max-tokens", 12)
+    seeded = ("generate", trained.folder, "The", "--seed", 7, "--max-tokens", 12)
+    first = run(*greedy)
+    assert first.code == 0
+    assert first.out.startswith("The")
+    assert run(*greedy).out == first.out
+    here = run(*seeded)
+    assert process(trained.text.parent, *seeded).out == here.out
+    assert run(*seeded[:-3], 8, *seeded[-2:]).out != here.out
+
+
+def test_json_holds_one_object_a_completion(trained: Trained, run: Run) -> None:
+    lines = run("generate", trained.folder, "ab", "--n", 3, "--max-tokens", 5, "--seed", 1, "--json").out.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [len(f["token_ids"]) for f in found] == [5, 5, 5]
+    assert {f["prompt"] for f in found} == {"ab"}
+    assert len({f["text"] for f in found}) > 1
+    assert all(isinstance(f["seed"], int) for f in found)
+
+
+def test_several_completions_are_printed_apart(trained: Trained, run: Run) -> None:
+    out = run("generate", trained.folder, "ab", "--n", 3, "--max-tokens", 5, "--seed", 1).out
+    assert out.count("\n---\n") == 3
+
+
+def test_each_stop_string_ends_the_text(trained: Trained, run: Run) -> None:
+    base = ("generate", trained.folder, "The", "--max-tokens", 40, "--seed", 3, "--json")
+    free = json.loads(run(*base).out)["text"]
+    first, second = free[10], free[5]
+    cut = json.loads(run(*base, "--stop", first, "--stop", second).out)
+    assert cut["finish_reason"] == "stop"
+    assert cut["text"] == free[: min(free.index(first), free.index(second))]
+    assert cut["stop_reason"] in (first, second)
+
+
+@pytest.mark.parametrize("prompt", ["- a list", "--help", "-x"])
+def test_a_prompt_may_begin_with_a_dash(trained: Trained, run: Run, prompt: str) -> None:
+    result = run("generate", trained.folder, "--max-tokens", 3, "--", prompt)
+    assert result.code == 0
+    assert result.out.startswith(prompt)
+
+
+def test_a_prompt_comes_from_standard_input(trained: Trained, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("The 词".encode()), encoding="ascii"))
+    assert run("generate", trained.folder, "-", "--max-tokens", 3).out.startswith("The 词")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("春".encode("gb18030"))))
+    result = run("generate", trained.folder, "-")
+    assert result.code == 2
+    assert "error: the prompt is not UTF-8 text\nhint:  convert it: iconv" in result.err
+
+
+def test_a_text_longer_than_the_context_says_that_the_window_slid(trained: Trained, run: Run) -> None:
+    result = run("generate", trained.folder, "The", "--max-tokens", 30)
+    assert "16 positions: the window slid" in result.err
+    assert run("generate", trained.folder, "The", "--max-tokens", 5).err == ""
+
+
+def test_evaluate_gives_every_figure_with_its_protocol(trained: Trained, run: Run) -> None:
+    Path("other.txt").write_text("Some other text, 以及中文。" * 20, encoding="utf-8")
+    plain = run("evaluate", trained.folder, "other.txt")
+    for part in ("perplexity", "per char token", "bits per byte", "bits per character", "context 16, stride 8"):
+        assert part in plain.out
+    result = run("evaluate", trained.folder, "other.txt", "--json", "--context", 8, "--stride", 2)
+    found = json.loads(result.out)
+    assert (found["context"], found["stride"]) == (8, 2)
+    assert found["characters"] == 21 * 20
+    assert found["bytes"] == len(("Some other text, 以及中文。" * 20).encode())
+    assert found["bits_per_character"] > found["bits_per_byte"] > 0
+    assert len(found["tokenizer_hash"]) == 64
+    packed = run("evaluate", trained.folder, trained.folder / "data", "--json")
+    assert json.loads(packed.out)["tokens"] > 0
+
+
+def test_sampling_options_out_of_range_are_refused(trained: Trained, run: Run) -> None:
+    for flags in (("--temperature", "-1"), ("--top-p", "2"), ("--n", "0"), ("--max-tokens", "-3")):
+        result = run("generate", trained.folder, "The", *flags)
+        assert result.code == 2, flags
+        assert result.err.startswith("error: ")
+        assert flags[0][2:].replace("-", "_") in result.err.replace("-", "_")
+
+
+def test_a_model_trains_on_from_another(trained: Trained, run: Run) -> None:
+    code, out, _ = run(
+        "train", trained.text, "--from", trained.folder, "--out", "tuned", "--steps", 4, "--precision", "fp32",
+        "--batch", 4, "--no-sample", "--evaluate-every", 4,
+    )  # fmt: skip
+    assert code == 0
+    assert "1 layers, 2 heads, 32 wide, context 16" in out
+    lineage = json.loads(run("info", "tuned", "--json").out)["lineage"]
+    assert lineage["parents"][0]["folder"] == str(trained.folder)
+    refused = run("train", trained.text, "--from", trained.folder, "--out", "x", "--n-layer", 2)
+    assert (refused.code, "--n-layer cannot be given with --from" in refused.err) == (2, True)
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(trained: Trained, run: Run) -> None:
+    before = {p: p.stat().st_mtime_ns for p in trained.folder.rglob("*")}
+    result = run("train", trained.text, "--out", trained.folder, "--steps", 2, *TINY)
+    assert result.code == 2
+    assert "already holds something" in result.err
+    assert f"gpt2kit train --resume {trained.folder}" in result.err.replace("\n", " ")
+    assert {p: p.stat().st_mtime_ns for p in trained.folder.rglob("*")} == before
+
+
+def test_a_reader_that_leaves_early_is_no_error(trained: Trained) -> None:
+    for arguments in (("tokenizer", "info", trained.folder, "text"), ("generate", trained.folder, "a", "--n", "9")):
+        with subprocess.Popen(
+            command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        ) as started:
+            assert started.stdout is not None
+            assert started.stderr is not None
+            started.stdout.close()
+            err = started.stderr.read().decode()
+            assert (started.wait(60), err) == (0, "")
+
+
+@pytest.mark.slow
+def test_doctor_holds_here_and_fails_for_a_damaged_model(trained: Trained, tmp_path: Path) -> None:
+    good = process(tmp_path, "doctor", trained.folder)
+    assert good.code == 0, good.out
+    assert good.out.endswith("everything holds\n")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(trained.folder, damaged)
+    weights = bytearray((damaged / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (damaged / "model.safetensors").write_bytes(weights)
+    bad = process(tmp_path, "doctor", damaged)
+    assert bad.code == 1
+    assert "FAIL" in bad.out
+    assert "failed" in bad.out.splitlines()[-1]
+    assert "Traceback" not in bad.err
