@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2kit.errors import UserError
+from gpt2kit.errors import unknown
 from gpt2kit.model import folder
 from gpt2kit.model.decoder import Completion
 from gpt2kit.model.generate import generate as generate_ids
@@ -24,6 +25,7 @@ def load(path: str | Path) -> tuple[GPT2, Tokenizer | None]:
 
 def generate(model: GPT2, tokenizer: Tokenizer, prompt: str, **settings: Any) -> list[Completion]:
     """`settings["n"]` completions of a prompt; the names are SamplingSettings' (max_tokens, temperature, seed ...)."""
+    _check("sampling setting", settings, SamplingSettings)
     return generate_ids(model, [tokenizer.encode(prompt)], SamplingSettings(**settings), tokenizer=tokenizer)[0]
 
 
@@ -38,10 +40,9 @@ def train(
     `train(resume="runs/mine")` goes on with a run. `on_event` sees the plan, every step, evaluation and sample.
     """
     paths = [data] if isinstance(data, (str, Path)) else list(data)
-    try:
-        chosen = TrainOptions(data=[str(p) for p in paths], out=str(out) if out else "", **options)
-    except TypeError as error:
-        raise UserError(f"gpt2kit.train: {error}", hint="run: gpt2kit train --help") from None
+    _check("option", options, TrainOptions)
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    chosen = TrainOptions(data=[str(p) for p in paths], out=str(out) if out else "", **options)
     if chosen.resume is not None:
         source = pretrain.resume(chosen.resume, lambda: False)
     else:
@@ -51,3 +52,10 @@ def train(
             on_event(event)
     assert isinstance(event, events.Finished)
     return event
+
+
+def _check(what: str, given: dict[str, Any], settings: type) -> None:
+    known = [field.name for field in dataclasses.fields(settings)]
+    for name in given:
+        if name not in known:
+            raise unknown(what, name, known)

@@ -45,22 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _speak_utf8()
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return 0
-    if arguments[0] == "--version":
-        from gpt2kit import __version__
-
-        print(f"gpt2kit {__version__}")
-        return 0
     try:
-        code = _run(arguments[0], arguments[1:])
+        code = _run(arguments[0] if arguments else "help", arguments[1:])
         sys.stdout.flush()  # here, so that a reader who has gone is met below and not at the interpreter's exit
         return code
     except UserError as error:
-        from gpt2kit import display
-
-        display.error(error.message, error.hint)
+        _print_error(error)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -68,6 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _print_error(error: UserError) -> None:
+    """On stderr: what happened, and what to do next. Not in display.py, which imports torch."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), error.message))
+    if error.hint is not None:
+        console.print(Text.assemble(("hint:  ", "bold"), error.hint))
 
 
 def _speak_utf8() -> None:
@@ -78,6 +79,14 @@ def _speak_utf8() -> None:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
+    if verb in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if verb == "--version":
+        from gpt2kit import __version__
+
+        print(f"gpt2kit {__version__}")
+        return 0
     import tyro
 
     name = verb
@@ -132,6 +141,7 @@ def _train() -> tuple[type, Callable[[Any], int]]:
 def run_training(options: TrainOptions) -> int:
     from gpt2kit.display import TrainingDisplay
     from gpt2kit.recipes import pretrain
+    from gpt2kit.recipes.events import Finished, Note
 
     with _signals() as signals, TrainingDisplay() as display:
         if options.resume is not None:
@@ -140,8 +150,8 @@ def run_training(options: TrainOptions) -> int:
             events = pretrain.start(options, signals.asked, display.packing)
         unfinished = False
         for event in events:
-            signals.training = signals.training or not isinstance(event, pretrain.Note)
-            unfinished = isinstance(event, pretrain.Finished) and event.resume is not None
+            signals.training = signals.training or not isinstance(event, Note)
+            unfinished = isinstance(event, Finished) and event.resume is not None
             display.show(event)
     return 128 + signals.received[0] if unfinished else 0
 

@@ -78,6 +78,20 @@ def write_json(path: Path, value: Any) -> None:
     path.write_bytes(text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes its JSON escape
 
 
+def replace_json(path: Path, value: Any) -> None:
+    """Write `value` at `path` whole or not at all, whatever happens on the way."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(temporary, value)
+        fsync_path(temporary)
+        os.replace(temporary, path)
+        fsync_path(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _write_error(error, path) from error
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

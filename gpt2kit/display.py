@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from types import TracebackType
 
@@ -123,29 +122,20 @@ class TrainingDisplay:
             self.console.print(f"step {event.step}/{event.total}  {status}")
 
     def _finished(self, event: events.Finished) -> None:
+        folder = event.folder
+        given = shlex.quote(str(folder))
         if event.resume is not None:
             self.console.print(
-                f"\nstopped at step {event.step}; nothing is lost. Go on with:\n  {event.resume}",
+                f"\nstopped at step {event.step}; nothing is lost. Go on with:\n  gpt2kit train --resume {given}",
                 markup=False, soft_wrap=True,
             )  # fmt: skip
             return
         loss = "" if event.loss is None else f", validation loss {event.loss:.4f}"
         early = " (stopped early: the validation loss no longer fell)" if event.stopped == "early" else ""
-        folder = event.folder
         made = (("loss curve", folder / "loss.png"), ("samples", folder / "samples.txt"))
         files = "".join(f"\n{name:<11} {path}" for name, path in made if path.exists())
-        given = shlex.quote(str(folder))
         self.console.print(
             f"\ntrained in {duration(event.seconds)}{loss}{early}\n{'model':<11} {folder}{files}\n\n"
             f'next:\n  gpt2kit generate {given} "Once"\n  gpt2kit info {given}\n  gpt2kit evaluate {given} other.txt',
             markup=False, soft_wrap=True,
         )  # fmt: skip
-
-
-def error(message: str, hint: str | None) -> None:
-    """An error on stderr: what happened, and what to do next."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), message))
-    if hint is not None:
-        console.print(Text.assemble(("hint:  ", "bold"), hint))
-    sys.stderr.flush()

@@ -16,9 +16,8 @@ PresetName = Literal["tiny", "mini", "small", "medium", "large", "xl"]
 
 @dataclass(frozen=True)
 class TrainOptions:
-    data: Annotated[list[str], tyro.conf.Positional] = dataclasses.field(
-        default_factory=list
-    )  # text files, folders, a packed folder, or - for standard input
+    # text files, folders, a packed folder, or - for standard input
+    data: Annotated[list[str], tyro.conf.Positional] = dataclasses.field(default_factory=list)
     out: str = ""  # the run folder to make
     resume: str | None = None  # go on with this run folder, from its newest checkpoint; takes no other flag
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None  # start from this model's weights and tokenizer

@@ -6,6 +6,7 @@ Data flow: files -> tokenizer -> packed folder -> plan -> loop -> model folder. 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,13 @@ from gpt2kit.errors import UserError
 from gpt2kit.model import folder as model_folder
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
 from gpt2kit.recipes import data as data_recipe
-from gpt2kit.recipes import watch
-from gpt2kit.recipes.events import Event, Finished, Note, Planned, Sampled
+from gpt2kit.recipes.events import Event, Note, Planned
 from gpt2kit.recipes.options import TrainOptions
 from gpt2kit.recipes.shape import choose
+from gpt2kit.recipes.sitting import sit
 from gpt2kit.text.tokenizer import Tokenizer
-from gpt2kit.training import checkpoint, loop, optim, plan
-from gpt2kit.training.checkpoint import State
-from gpt2kit.training.config import TrainConfig
+from gpt2kit.training import checkpoint, plan
 from gpt2kit.training.objectives import SPECIAL_TOKENS
-from gpt2kit.training.track import Track
 
 RUN = "run.json"
 
@@ -42,7 +40,7 @@ def start(
     if out.exists() and any(p.name != "data" and not p.name.startswith(".") for p in out.iterdir()):
         raise UserError(
             f"{out} already holds something",
-            hint=f"go on with it: gpt2kit train --resume {out}, or choose another --out",
+            hint=f"go on with it: gpt2kit train --resume {shlex.quote(str(out))}, or choose another --out",
         )
     runtime.set_threads(options.threads)
     runtime.tune_allocator()
@@ -60,7 +58,8 @@ def start(
     model_config, config, speed, reasons = choose(options, base, tokenizer, precision, train_tokens)
     made = plan.make(model_config, config, precision, train_tokens, speed, reasons)
     yield Planned(made, model_config, config, precision)
-    made.check_memory(runtime.available_memory())
+    made.check_memory()
+    Batches(open_packed(packed, "train"), config.context, config.batch, config.seed)  # refuses too little text
     parents = (
         [] if options.from_ is None else [{"folder": str(options.from_), "hash": model_folder.identity(options.from_)}]
     )
@@ -75,12 +74,14 @@ def start(
         "data": {
             "folder": str(packed.resolve() if packed != out / "data" else "data"),
             "hash": report.data_hash,
+            "sources": [Path(path).name for path in options.data],
+            "training_tokens": train_tokens,
         },
         "parents": parents,
         "sample": options.sample,
     }
-    commit.write_json(out / RUN, record)
-    yield from _train(out, record, _beginning(record), tokenizer, None, stop)
+    commit.replace_json(out / RUN, record)
+    yield from sit(out, record, _beginning(record), tokenizer, None, stop)
 
 
 def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
@@ -103,7 +104,7 @@ def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
     else:
         network = GPT2(GPT2Config(**record["model"]), torch.Generator())
         tokenizer = Tokenizer.find(path)
-    yield from _train(out, record, network, tokenizer, path, stop)
+    yield from sit(out, record, network, tokenizer, path, stop)
 
 
 def _beginning(record: dict[str, Any]) -> GPT2:
@@ -115,51 +116,3 @@ def _beginning(record: dict[str, Any]) -> GPT2:
     if model_folder.identity(parent["folder"]) != parent["hash"]:
         raise UserError(f"{parent['folder']} is no longer the model that the run started from")
     return model_folder.load(parent["folder"])[0]
-
-
-def _train(
-    out: Path, record: dict[str, Any], network: GPT2, tokenizer: Tokenizer | None, path: Path | None,
-    stop: Callable[[], bool],
-) -> Iterator[Event]:  # fmt: skip
-    config = TrainConfig.from_dict(record["settings"])
-    device = runtime.device()
-    network.to(device)
-    packed = out / record["data"]["folder"]
-    tokens = open_packed(packed, "train", tokenizer.hash if tokenizer else None)
-    optimizers = optim.build(network, config)
-    state = State(total=config.steps) if path is None else checkpoint.restore(path, network, optimizers)
-    lineage = {k: record[k] for k in ("name", "parents", "settings", "precision", "threads", "data")}
-    run = loop.Run(
-        out, network, tokenizer, config, Batches(tokens, config.context, config.batch, config.seed),
-        watch.validation_windows(packed, config), runtime.Precision(**record["precision"]),
-        lineage | {"seed": config.seed}, device, record["minutes"], stop,
-    )  # fmt: skip
-    track = Track(out, state.step, config.tensorboard)
-    reason = "asked"
-    try:
-        for event in loop.fit(run, optimizers, state):
-            track.write(event)
-            yield event
-            if isinstance(event, loop.Evaluated) and record["sample"] and tokenizer is not None:
-                text = watch.sample(network, tokenizer, config)
-                track.sample(event.step, text)
-                yield Sampled(event.step, text)
-            if isinstance(event, loop.Stopped):
-                reason = event.reason
-    finally:
-        track.close()
-    yield finish(run, state, reason)
-
-
-def finish(run: loop.Run, state: State, reason: str) -> Finished:
-    """Put the best checkpoint's weights into the run folder; a run that was asked to stop only says how to go on."""
-    if reason == "asked":
-        return Finished(run.folder, state.step, None, state.seconds, reason, f"gpt2kit train --resume {run.folder}")
-    step = checkpoint.best(run.folder, state)
-    assert step is not None
-    model, tokenizer = model_folder.load(checkpoint.folder_of(run.folder, step))
-    loss = state.losses.get(str(step))
-    scores = {} if loss is None else {"validation_loss": loss}
-    lineage = {**run.lineage, "step": step, "scores": scores}
-    model_folder.save(run.folder, model, tokenizer, lineage, keep_others=True)
-    return Finished(run.folder, step, loss, state.seconds, reason, None)

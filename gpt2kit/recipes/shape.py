@@ -15,6 +15,8 @@ from gpt2kit.training.config import TrainConfig
 
 DEFAULT_STEPS = 1000
 EVALUATIONS, CHECKPOINTS = 20, 5  # in a run, where nothing else is asked for
+WATCHING_SHARE = 0.08  # of the minutes that evaluations, plots, samples and checkpoints may take
+WATCHING_SECONDS = 1.0  # of one evaluation besides its forward passes: plot, sample, checkpoint
 TUNING_RATE = 0.2  # of the preset's learning rates, when training goes on from a model's weights
 Choice = tuple[GPT2Config, TrainConfig, float | None, tuple[str, ...]]
 
@@ -58,7 +60,7 @@ def _for_minutes(
         return _build(options, tokenizer, shape, train_tokens, n_head, {})
 
     model, config, speed, reasons = plan.for_minutes(options.minutes, build, precision, train_tokens)
-    return model, _intervals(options, config), speed, reasons
+    return model, _intervals(options, config, speed), speed, reasons
 
 
 def _timed(
@@ -72,8 +74,8 @@ def _timed(
     if options.minutes is None:
         return model, _intervals(options, config), None, ()
     speed = plan.tokens_per_second(model, config, precision)
-    steps = max(20, int(speed * options.minutes * 60 * 0.97 / (config.batch * config.context)))
-    return model, _intervals(options, dataclasses.replace(config, steps=steps)), speed, ()
+    steps = plan.steps_for(options.minutes, speed, config)
+    return model, _intervals(options, dataclasses.replace(config, steps=steps), speed), speed, ()
 
 
 def _build(
@@ -98,8 +100,13 @@ def _slices(config: TrainConfig, model: GPT2Config) -> TrainConfig:
     return dataclasses.replace(config, workers=workers, micro_batch=micro)
 
 
-def _intervals(options: TrainOptions, config: TrainConfig) -> TrainConfig:
-    evaluate = options.evaluate_every or max(1, config.steps // EVALUATIONS)
+def _intervals(options: TrainOptions, config: TrainConfig, speed: float = 0.0) -> TrainConfig:
+    """Evaluate as often as people like to look, but within WATCHING_SHARE of the minutes."""
+    times = EVALUATIONS
+    if options.minutes is not None:
+        cost = WATCHING_SECONDS + (config.evaluate_tokens or 1_000_000) / (3 * speed)  # forward alone: a third
+        times = max(1, min(EVALUATIONS, int(options.minutes * 60 * WATCHING_SHARE / cost)))
+    evaluate = options.evaluate_every or max(1, config.steps // times)
     checkpoint = options.checkpoint_every or max(1, evaluate * max(1, config.steps // CHECKPOINTS // evaluate))
     return dataclasses.replace(config, evaluate_every=evaluate, checkpoint_every=checkpoint)
 

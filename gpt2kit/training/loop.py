@@ -291,7 +291,7 @@ class _Clock:
 
     def tick(self, state: State, tokens: int) -> tuple[float, float]:
         now = time.perf_counter()
-        state.seconds = self.before + now - self.start
+        state.seconds = self.before + now - self.start  # whatever happened between the steps is in it
         self.marks = [*self.marks[-SPEED_WINDOW:], (now, state.step)]
         (then, since), pace = self.marks[0], 0.0
         if now > then:
@@ -300,7 +300,7 @@ class _Clock:
 
     def replan(self, run: Run, state: State) -> Replanned | None:
         """Fit the rest of the steps into the rest of the minutes, measured over this sitting, evaluations included."""
-        if run.minutes is None or state.step >= state.total or state.step - self.first_step < SPEED_WINDOW:
+        if run.minutes is None or state.step >= state.total or state.step == self.first_step:
             return None
         now = time.perf_counter()
         pace = (state.step - self.first_step) / (now - self.start)

@@ -26,6 +26,7 @@ EFFICIENCY = 0.6  # of the matrix-product speed that a whole step reaches
 WORKER_PARAMETERS = 12_000_000  # up to here each core takes a slice of the batch; above, each operation takes all cores
 MICRO_TOKENS = 4096  # of one forward pass where the micro-batch is ours to choose
 SAFE_SHARE = 0.9  # of the free memory that a plan may take
+TRAINING_SHARE = 0.95  # of the minutes given; evaluations and checkpoints take the rest
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,18 @@ class Plan:
     seconds: float
     reasons: tuple[str, ...] = ()
 
-    def check_memory(self, available: int) -> None:
+    def check_memory(self) -> None:
         """Refuse a plan that does not fit, with the flags that change it."""
-        if self.memory > available * SAFE_SHARE:
-            raise UserError(
-                f"training needs about {self.memory / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free",
-                hint="use a smaller --preset (or --n-embd, --n-layer), a smaller --context, or --micro-batch 1",
-            )
+        _check_memory(self.memory)
+
+
+def _check_memory(needed: int) -> None:
+    available = runtime.available_memory()
+    if needed > available * SAFE_SHARE:
+        raise UserError(
+            f"training needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free",
+            hint="use a smaller --preset (or --n-embd, --n-layer), a smaller --context, or --micro-batch 1",
+        )
 
 
 def activation_bytes(model: GPT2Config, context: int, micro_batch: int, bf16: bool) -> int:
@@ -91,7 +97,7 @@ def activation_bytes(model: GPT2Config, context: int, micro_batch: int, bf16: bo
     return int(4 * floats * (1.15 if bf16 else 1.0))
 
 
-def memory(model: GPT2Config, config: TrainConfig, bf16: bool = False, cores: int = 1) -> int:
+def memory(model: GPT2Config, config: TrainConfig, bf16: bool = False) -> int:
     """Peak bytes of the process while it trains."""
     P = model.parameters
     matrices = model.n_layer * (4 * model.n_embd**2 + 2 * model.n_embd * model.inner_size)
@@ -130,6 +136,7 @@ def tokens_per_second(
     """Measure real steps of this shape on random tokens (the compilation of the kernels is not counted)."""
     from gpt2kit.training.loop import Gradients
 
+    _check_memory(memory(model, config, precision.dtype == "bf16"))
     generator = torch.Generator().manual_seed(0)
     network = GPT2(model, generator)
     fast.accelerate(network, 0, config.dropout, config.attention_dropout, precision.backend)
@@ -160,13 +167,18 @@ def make(
         speed = EFFICIENCY * product / operations_per_token(model, config.context)
     return Plan(
         model.parameters,
-        memory(model, config, precision.dtype == "bf16", runtime.cores()),
+        memory(model, config, precision.dtype == "bf16"),
         operations,
         config.tokens,
         config.tokens / max(1, train_tokens),
         config.tokens / speed,
         reasons,
     )
+
+
+def steps_for(minutes: float, speed: float, config: TrainConfig) -> int:
+    """Steps that fit into `minutes` at `speed` tokens/s; the loop corrects it as it goes."""
+    return max(3, int(speed * minutes * 60 * TRAINING_SHARE / (config.batch * config.context)))
 
 
 @dataclass(frozen=True)
@@ -221,7 +233,7 @@ def for_minutes(
         if train_tokens <= config.context:
             continue
         speed = tokens_per_second(model, config, precision, seconds=min(1.5, 0.6 * minutes))
-        tokens = speed * minutes * 60 * 0.97  # evaluations and checkpoints take the rest
+        tokens = speed * minutes * 60 * TRAINING_SHARE
         inner = model.parameters - (model.vocab_size + model.n_positions) * model.n_embd
         score = expected_loss(inner, tokens, tokens / max(1, train_tokens))
         tried.append(f"{candidate.n_layer} layers x {candidate.n_embd}: {speed:,.0f} tokens/s, score {score:.3f}")
@@ -231,7 +243,6 @@ def for_minutes(
     if best is None:
         raise UserError(f"{train_tokens:,} training tokens are too few", hint="take more text")
     _, candidate, model, config, speed = best
-    steps = max(20, int(speed * minutes * 60 * 0.97 / (config.batch * config.context)))
-    config = dataclasses.replace(config, steps=steps)
+    config = dataclasses.replace(config, steps=steps_for(minutes, speed, config))
     reason = f"{candidate.n_layer} layers x {candidate.n_embd} scored best of: " + "; ".join(tried)
     return model, config, speed, (reason,)

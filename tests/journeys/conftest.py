@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -47,23 +47,33 @@ class Trained(NamedTuple):
     result: Result
 
 
-def environment() -> dict[str, str]:
-    """A new user's: the package is found wherever the process stands, one thread, no colours."""
-    root = str(Path(gpt2kit.__file__).parent.parent)
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONUTF8": "0"}
+class Processes:
+    """The command line as processes of their own, as a new user starts them."""
+
+    def __init__(self) -> None:
+        root = str(Path(gpt2kit.__file__).parent.parent)
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+        self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+    def start(self, folder: Path, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        words = [sys.executable, "-m", "gpt2kit", *map(str, arguments)]
+        return subprocess.Popen(words, cwd=folder, env=self.environment, **pipes)
+
+    def run(self, folder: Path, *arguments: object, stdin: bytes = b"") -> Result:
+        with self.start(folder, *arguments, stdin=subprocess.PIPE) as started:
+            out, err = started.communicate(stdin, timeout=240)
+        return Result(started.returncode, out.decode(), err.decode())
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "gpt2kit", *map(str, arguments)]
+@pytest.fixture(scope="session")
+def processes() -> Processes:
+    return Processes()
 
 
-def process(folder: Path, *arguments: object, stdin: bytes = b"") -> Result:
-    """Run the command line as a process of its own."""
-    done = subprocess.run(
-        command(*arguments), cwd=folder, input=stdin, capture_output=True, env=environment(), timeout=240, check=False
-    )
-    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    return TINY
 
 
 @pytest.fixture
@@ -91,8 +101,10 @@ def english() -> str:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, english: str) -> Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory, english: str, processes: Processes) -> Trained:
     folder = tmp_path_factory.mktemp("user")
     (folder / "my.txt").write_text(english, encoding="utf-8")
-    result = process(folder, "train", "my.txt", "--out", "runs/mine", "--steps", 30, "--evaluate-every", 15, *TINY)
+    result = processes.run(
+        folder, "train", "my.txt", "--out", "runs/mine", "--steps", 30, "--evaluate-every", 15, *TINY
+    )
     return Trained(folder / "runs" / "mine", folder / "my.txt", result)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import TINY, Result, Trained, command, environment, process
 
-Run = Callable[..., Result]
+Run = Callable[..., Any]
+Trained = Any  # conftest's: folder, text, result
 
 
 def test_a_training_run_says_its_plan_its_losses_and_what_to_type_next(trained: Trained) -> None:
@@ -40,7 +40,9 @@ def test_info_verifies_and_describes_the_run(trained: Trained, run: Run) -> None
     assert found["scores"]["validation_loss"] > 0
 
 
-def test_greedy_and_seeded_texts_are_the_same_bytes_in_two_processes(trained: Trained, run: Run) -> None:
+def test_greedy_and_seeded_texts_are_the_same_bytes_in_two_processes(
+    trained: Trained, run: Run, processes: Any
+) -> None:
     greedy = ("generate", trained.folder, "The", "--temperature", 0, "--max-tokens", 12)
     seeded = ("generate", trained.folder, "The", "--seed", 7, "--max-tokens", 12)
     first = run(*greedy)
@@ -48,7 +50,7 @@ def test_greedy_and_seeded_texts_are_the_same_bytes_in_two_processes(trained: Tr
     assert first.out.startswith("The")
     assert run(*greedy).out == first.out
     here = run(*seeded)
-    assert process(trained.text.parent, *seeded).out == here.out
+    assert processes.run(trained.text.parent, *seeded).out == here.out
     assert run(*seeded[:-3], 8, *seeded[-2:]).out != here.out
 
 
@@ -99,15 +101,16 @@ def test_a_text_longer_than_the_context_says_that_the_window_slid(trained: Train
 
 
 def test_evaluate_gives_every_figure_with_its_protocol(trained: Trained, run: Run) -> None:
-    Path("other.txt").write_text("Some other text, 以及中文。" * 20, encoding="utf-8")
+    text = "Some other text, 以及中文。" * 20
+    Path("other.txt").write_text(text, encoding="utf-8")
     plain = run("evaluate", trained.folder, "other.txt")
     for part in ("perplexity", "per char token", "bits per byte", "bits per character", "context 16, stride 8"):
         assert part in plain.out
     result = run("evaluate", trained.folder, "other.txt", "--json", "--context", 8, "--stride", 2)
     found = json.loads(result.out)
     assert (found["context"], found["stride"]) == (8, 2)
-    assert found["characters"] == 21 * 20
-    assert found["bytes"] == len(("Some other text, 以及中文。" * 20).encode())
+    assert found["characters"] == len(text)
+    assert found["bytes"] == len(text.encode())
     assert found["bits_per_character"] > found["bits_per_byte"] > 0
     assert len(found["tokenizer_hash"]) == 64
     packed = run("evaluate", trained.folder, trained.folder / "data", "--json")
@@ -135,30 +138,26 @@ def test_a_model_trains_on_from_another(trained: Trained, run: Run) -> None:
     assert (refused.code, "--n-layer cannot be given with --from" in refused.err) == (2, True)
 
 
-def test_a_folder_that_holds_something_is_refused_and_left_alone(trained: Trained, run: Run) -> None:
+def test_a_folder_that_holds_something_is_refused_and_left_alone(trained: Trained, run: Run, tiny: list[str]) -> None:
     before = {p: p.stat().st_mtime_ns for p in trained.folder.rglob("*")}
-    result = run("train", trained.text, "--out", trained.folder, "--steps", 2, *TINY)
+    result = run("train", trained.text, "--out", trained.folder, "--steps", 2, *tiny)
     assert result.code == 2
     assert "already holds something" in result.err
     assert f"gpt2kit train --resume {trained.folder}" in result.err.replace("\n", " ")
     assert {p: p.stat().st_mtime_ns for p in trained.folder.rglob("*")} == before
 
 
-def test_a_reader_that_leaves_early_is_no_error(trained: Trained) -> None:
-    for arguments in (("tokenizer", "info", trained.folder, "text"), ("generate", trained.folder, "a", "--n", "9")):
-        with subprocess.Popen(
-            command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-        ) as started:
-            assert started.stdout is not None
-            assert started.stderr is not None
+def test_a_reader_that_leaves_early_is_no_error(trained: Trained, processes: Any) -> None:
+    for arguments in (("tokenizer", "info", trained.folder, "text"), ("--help",)):
+        with processes.start(trained.text.parent, *arguments) as started:
             started.stdout.close()
             err = started.stderr.read().decode()
             assert (started.wait(60), err) == (0, "")
 
 
 @pytest.mark.slow
-def test_doctor_holds_here_and_fails_for_a_damaged_model(trained: Trained, tmp_path: Path) -> None:
-    good = process(tmp_path, "doctor", trained.folder)
+def test_doctor_holds_here_and_fails_for_a_damaged_model(trained: Trained, tmp_path: Path, processes: Any) -> None:
+    good = processes.run(tmp_path, "doctor", trained.folder)
     assert good.code == 0, good.out
     assert good.out.endswith("everything holds\n")
     damaged = tmp_path / "damaged"
@@ -166,7 +165,7 @@ def test_doctor_holds_here_and_fails_for_a_damaged_model(trained: Trained, tmp_p
     weights = bytearray((damaged / "model.safetensors").read_bytes())
     weights[-5] ^= 1
     (damaged / "model.safetensors").write_bytes(weights)
-    bad = process(tmp_path, "doctor", damaged)
+    bad = processes.run(tmp_path, "doctor", damaged)
     assert bad.code == 1
     assert "FAIL" in bad.out
     assert "failed" in bad.out.splitlines()[-1]

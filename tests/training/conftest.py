@@ -86,11 +86,11 @@ def toy() -> Toy:
 
 @pytest.fixture(autouse=True)
 def _same_place() -> Iterator[None]:
-    """Each test begins on one thread, at step 0, and leaves torch's generator and thread count as they were."""
+    """Each test begins on one thread, at step 0, and leaves torch's generator and threads as they were."""
     threads, generator = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    fast.PLACE.step, fast.PLACE.first_row, fast.PLACE.parallel = 0, 0, True
+    fast.PLACE.step, fast.PLACE.first_row, fast.PLACE.parallel = 0, 0, False
     yield
     torch.set_num_threads(threads)
     torch.set_rng_state(generator)

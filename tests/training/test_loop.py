@@ -19,7 +19,13 @@ from gpt2kit.training.checkpoint import State
 from gpt2kit.training.objectives import MASK
 
 # fp32 on one thread, seed 3, Muon, 16 x 16: change them only together with the reason why the arithmetic changed
-GOLDEN = ()
+GOLDEN = (
+    # training, steps 1 to 10
+    4.173149, 4.16142, 4.097828, 4.000475, 3.933364,
+    3.883996, 3.864547, 3.849945, 3.785467, 3.753706,
+    # validation, steps 5 and 10
+    3.860427, 3.723768,
+)  # fmt: skip
 DROPOUT = {"dropout": 0.2}
 SLICED: list[dict[str, Any]] = [{"micro_batch": 1}, {"micro_batch": 4}, {"micro_batch": 5}, {"workers": 2},
                                 {"workers": 3, "micro_batch": 2}, {"workers": 16}]  # fmt: skip
@@ -111,7 +117,7 @@ def test_golden_ten_steps(toy: Any, tmp_path: Path) -> None:
     found = toy.fit(toy.run(tmp_path))
     seen = [event.loss for event in events(found, loop.Stepped)]
     seen += [event.loss for event in events(found, loop.Evaluated)]
-    assert seen == pytest.approx(GOLDEN, rel=1e-4)
+    assert seen == pytest.approx(list(GOLDEN), rel=1e-4)
     assert seen[0] == pytest.approx(math.log(65), abs=0.05)
 
 
@@ -132,13 +138,8 @@ def resumed(toy: Any, folder: Path, at: int, **changes: Any) -> Path:
     assert notes == []
     state = checkpoint.restore(path, again.model, optimizers)
     assert state.step == at
-    toy_events = toy_fit(again, optimizers, state)
-    assert toy_events[-1] == loop.Stopped(again.config.steps, "finished")
+    assert list(loop.fit(again, optimizers, state))[-1] == loop.Stopped(again.config.steps, "finished")
     return checkpoint.newest(folder)[0]
-
-
-def toy_fit(run: loop.Run, optimizers: list[torch.optim.Optimizer], state: State) -> list[loop.Event]:
-    return list(loop.fit(run, optimizers, state))
 
 
 @pytest.mark.parametrize(
@@ -155,8 +156,7 @@ def test_resume_at_five_equals_ten_straight(toy: Any, tmp_path: Path, changes: d
     torch.manual_seed(0)
     path = resumed(toy, tmp_path / "resumed", 5, **changes)
     assert sha256(path) == sha256(straight)
-    for name in (checkpoint.TENSORS,):
-        assert (path / name).read_bytes() == (straight / name).read_bytes()
+    assert (path / checkpoint.TENSORS).read_bytes() == (straight / checkpoint.TENSORS).read_bytes()
     a, b = (commit.read_json(p / checkpoint.STATE) for p in (path, straight))
     assert {k: v for k, v in a.items() if k not in ("seconds", "losses")} == {
         k: v for k, v in b.items() if k not in ("seconds", "losses")
@@ -187,7 +187,8 @@ def test_events_come_in_order(toy: Any, tmp_path: Path) -> None:
     names = [(type(event).__name__, event.step) for event in found]
     assert names == [
         ("Stepped", 1), ("Stepped", 2), ("Evaluated", 2), ("Stepped", 3), ("Evaluated", 3), ("Saved", 3),
-        ("Stepped", 4), ("Evaluated", 4), ("Stepped", 5), ("Stepped", 6), ("Evaluated", 6), ("Saved", 6), ("Stopped", 6),
+        ("Stepped", 4), ("Evaluated", 4), ("Stepped", 5), ("Stepped", 6), ("Evaluated", 6), ("Saved", 6),
+        ("Stopped", 6),
     ]  # fmt: skip
     assert found[-1] == loop.Stopped(6, "finished")
     assert [event.total for event in events(found, loop.Stepped)] == [6] * 6
@@ -308,10 +309,9 @@ def test_an_exploding_loss_names_step_cause_and_checkpoint(toy: Any, tmp_path: P
         tmp_path, toy.model(), optimizer=optimizer, learning_rate=10.0, matrix_learning_rate=10.0, clip=0.0, warmup=0,
         checkpoint_every=1, steps=60, momentum=0.99, schedule="constant", validation=False,
     )  # fmt: skip
-    seen = []
+    seen: list[loop.Event] = []
     with pytest.raises(UserError) as caught:
-        for event in loop.fit(run, optim.build(run.model, run.config), State()):
-            seen.append(event)
+        seen.extend(loop.fit(run, optim.build(run.model, run.config), State()))
     last = events(seen, loop.Stepped)[-1].step
     assert f"at step {last + 1}" in caught.value.message
     assert f"step-{last:06d}" in caught.value.message
@@ -325,7 +325,7 @@ def test_nan_weights_stop_before_a_step_and_before_a_checkpoint(toy: Any, tmp_pa
     run = toy.run(tmp_path)
     with torch.no_grad():
         run.model.ln_f.bias[0] = math.nan
-    with pytest.raises(UserError, match="the loss was nan .* at step 1") as caught:
+    with pytest.raises(UserError, match=r"the loss was nan .* at step 1") as caught:
         toy.fit(run)
     assert "checkpoint" not in caught.value.message
     assert checkpoint.steps_of(tmp_path) == []
@@ -344,7 +344,7 @@ def test_bf16_trains_and_its_overflow_is_named(toy: Any, tmp_path: Path) -> None
     precision = type(toy.precision)("bf16", "aten", "for the test")
     run = toy.run(tmp_path / "a", precision=precision)
     seen = [event.loss for event in events(toy.fit(run), loop.Stepped)]
-    assert seen == pytest.approx(GOLDEN[:10], abs=0.05)
+    assert seen == pytest.approx(list(GOLDEN[:10]), abs=0.05)
     assert all(p.dtype == torch.float32 for p in run.model.parameters())
     broken = toy.run(tmp_path / "b", precision=precision)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""update() on summed gradients is torch's own optimiser on mean gradients; Muon and the schedules by their properties."""
+"""update() on summed gradients is torch's own optimiser on means; Muon and the schedules by their properties."""
 
 from __future__ import annotations
 

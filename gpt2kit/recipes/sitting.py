@@ -1,0 +1,80 @@
+"""One sitting of a training run: open the data, restore the state, follow the loop, commit the model at the end."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt2kit import runtime
+from gpt2kit.data.loader import Batches
+from gpt2kit.data.packed import open_packed, read_report
+from gpt2kit.errors import UserError
+from gpt2kit.model import folder as model_folder
+from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.recipes import watch
+from gpt2kit.recipes.events import Event, Finished, Sampled
+from gpt2kit.text.tokenizer import Tokenizer
+from gpt2kit.training import checkpoint, loop, optim
+from gpt2kit.training.checkpoint import State
+from gpt2kit.training.config import TrainConfig
+from gpt2kit.training.track import Track
+
+
+def sit(
+    out: Path, record: dict[str, Any], network: GPT2, tokenizer: Tokenizer | None, path: Path | None,
+    stop: Callable[[], bool],
+) -> Iterator[Event]:  # fmt: skip
+    """Train to the end, or until asked to stop, from the checkpoint at `path` (None: from the beginning)."""
+    config = TrainConfig.from_dict(record["settings"])
+    device = runtime.device()
+    network.to(device)
+    packed = out / record["data"]["folder"]
+    if read_report(packed).data_hash != record["data"]["hash"]:
+        raise UserError(f"{packed} no longer holds the data that the run began with", hint="start a new run")
+    tokens = open_packed(packed, "train", tokenizer.hash if tokenizer else None)
+    optimizers = optim.build(network, config)
+    state = State(total=config.steps) if path is None else checkpoint.restore(path, network, optimizers)
+    lineage = {k: record[k] for k in ("name", "parents", "settings", "precision", "threads", "data")}
+    run = loop.Run(
+        out, network, tokenizer, config, Batches(tokens, config.context, config.batch, config.seed),
+        watch.validation_windows(packed, config), runtime.Precision(**record["precision"]),
+        lineage | {"seed": config.seed}, device, record["minutes"], stop,
+    )  # fmt: skip
+    track = Track(out, state.step, config.tensorboard)
+    reason = "asked"
+    try:
+        for event in loop.fit(run, optimizers, state):
+            track.write(event)
+            yield event
+            if isinstance(event, loop.Evaluated) and record["sample"] and tokenizer is not None:
+                text = watch.sample(network, tokenizer, config)
+                track.sample(event.step, text)
+                yield Sampled(event.step, text)
+            if isinstance(event, loop.Stopped):
+                reason = event.reason
+    finally:
+        track.close()
+    yield finish(run, state, reason)
+
+
+def finish(run: loop.Run, state: State, reason: str) -> Finished:
+    """Put the best checkpoint's weights into the run folder; a run that was asked to stop only says how to go on."""
+    if reason == "asked":
+        return Finished(
+            run.folder,
+            state.step,
+            None,
+            state.seconds,
+            reason,
+            f"gpt2kit train --resume {shlex.quote(str(run.folder))}",
+        )
+    step = checkpoint.best(run.folder, state)
+    assert step is not None
+    model, tokenizer = model_folder.load(checkpoint.folder_of(run.folder, step))
+    loss = state.losses.get(str(step))
+    scores = {} if loss is None else {"validation_loss": loss}
+    lineage = {**run.lineage, "step": step, "scores": scores}
+    model_folder.save(run.folder, model, tokenizer, lineage, keep_others=True)
+    return Finished(run.folder, step, loss, state.seconds, reason, None)
