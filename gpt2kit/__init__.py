@@ -44,6 +44,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'gpt2kit' has no attribute {name!r}")
     import importlib
 
+    from gpt2kit.runtime import calm_spinning
+
+    calm_spinning()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

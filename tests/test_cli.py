@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import gpt2kit
 from gpt2kit import cli
 from gpt2kit.doctor import CheckResult
 from gpt2kit.errors import UserError
+from gpt2kit.verbs import generating, training
 
 FLAGS = {
     "train": "out from preset minutes steps seed batch context checkpoint-every resume tokenizer vocab-size precision "
@@ -118,6 +120,7 @@ def test_wrong_values_and_missing_arguments_exit_with_two(words: list[str], caps
         (["info", "nowhere"], "there is no model folder nowhere", "gpt2kit train my.txt --out nowhere"),
         (["generate", "nowhere", "a"], "nowhere", "gpt2kit train"),
         (["evaluate", "nowhere"], "nothing to evaluate on", "gpt2kit evaluate nowhere other.txt"),
+        (["evaluate", "my run"], "nothing to evaluate on", "gpt2kit evaluate 'my run' other.txt"),
         (["evaluate", "nowhere", "a.txt"], "nowhere", "gpt2kit train"),
         (["tokenizer", "info", "nowhere"], "nowhere", ""),
         (["train"], "nothing to train on", "gpt2kit train my.txt --out runs/mine"),
@@ -173,10 +176,11 @@ def test_help_and_import_are_quick_and_leave_torch_alone() -> None:
         start = time.perf_counter()
         _process(code="pass")
         bare.append(time.perf_counter() - start)
-    # 0.5 s is the promise on a quiet machine (benchmarks/start.py); three times that here, others may be running
+    # 0.5 s is the promise on a quiet machine (benchmarks/train.py --only import); three times that here: others run too
     assert statistics.median(times) - min(bare) < 1.5
     check = (
-        "import sys; from gpt2kit import cli; cli.main(['--help']); cli.main(['trian']); "
+        "import sys, importlib; from gpt2kit import cli; cli.main(['--help']); cli.main(['trian']); "
+        "[importlib.import_module(f'gpt2kit.verbs.{name}') for name in cli.VERBS.values()]; "
         "heavy = {'torch', 'numba', 'numpy', 'tokenizers', 'tiktoken', 'matplotlib'} & set(sys.modules); "
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )
@@ -202,10 +206,10 @@ def test_pipes_carry_utf8_whatever_the_locale_says(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_first_signal_is_kept_while_training_and_the_second_is_not(capfd: pytest.CaptureFixture[str]) -> None:
-    signals = cli._Signals(training=True)
-    assert not signals.asked()
+    signals = training.Signals(training=True)
+    assert not signals.yes()
     signals.note(signal.SIGINT, None)
-    assert signals.asked()
+    assert signals.yes()
     assert "stopping after this step" in capfd.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         signals.note(signal.SIGINT, None)
@@ -213,15 +217,15 @@ def test_the_first_signal_is_kept_while_training_and_the_second_is_not(capfd: py
 
 def test_a_signal_before_training_ends_the_process() -> None:
     with pytest.raises(KeyboardInterrupt):
-        cli._Signals().note(signal.SIGINT, None)
+        training.Signals().note(signal.SIGINT, None)
     with pytest.raises(SystemExit) as ended:
-        cli._Signals().note(signal.SIGTERM, None)
+        training.Signals().note(signal.SIGTERM, None)
     assert ended.value.code == 143
 
 
 def test_signal_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with cli._signals():
+    with training.signals():
         assert signal.getsignal(signal.SIGINT) != before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -254,6 +258,12 @@ def test_what_is_not_for_the_user_to_put_right_is_not_hidden(monkeypatch: pytest
 
 
 def test_the_prompt_must_be_text() -> None:
-    assert cli._prompt("春") == "春"
+    assert generating._prompt("春") == "春"
     with pytest.raises(UserError, match="not UTF-8"):
-        cli._prompt(os.fsdecode(b"\xff") if sys.platform != "win32" else "\udcff")
+        generating._prompt(os.fsdecode(b"\xff") if sys.platform != "win32" else "\udcff")
+
+
+def test_the_table_of_verbs_names_every_verb_of_every_module() -> None:
+    for module in sorted(set(cli.VERBS.values())):
+        verbs = importlib.import_module(f"gpt2kit.verbs.{module}").VERBS
+        assert set(verbs) == {verb for verb, home in cli.VERBS.items() if home == module}

@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt2kit import commit
 from gpt2kit.data.pack import PackProgress, pack
 from gpt2kit.data.packed import PackReport, read_report
-from gpt2kit.data.sources import read_documents
+from gpt2kit.data.sources import SourceReport, read_documents
 from gpt2kit.errors import UserError
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.text.training import KINDS, train_tokenizer
@@ -23,6 +23,7 @@ SIZES = (
 )
 LARGEST = 32000
 Note = Callable[[str], None]
+Reading = Callable[[int, int | None], None]  # bytes read from the disk so far; of all of them, where that is known
 
 
 def vocabulary_for(characters: int) -> int:
@@ -35,12 +36,17 @@ def is_packed(path: str | Path) -> bool:
     return manifest is not None and manifest.get("kind") == "packed"
 
 
-def _texts(paths: Sequence[str], field: str | None, limit: int) -> Iterator[str]:
+def _texts(
+    paths: Sequence[str], field: str | None, limit: int | None = None, reading: Reading | None = None
+) -> Iterator[str]:
+    report = SourceReport()
     total = 0
-    for document in read_documents(paths, field):
+    for document in read_documents(paths, field, report):
+        if reading is not None:
+            reading(report.read, report.total)
         yield document.text
         total += len(document.text)
-        if total >= limit:
+        if limit is not None and total >= limit:
             return
 
 
@@ -51,6 +57,7 @@ def make_tokenizer(
     vocab_size: int | None,
     special: Sequence[str],
     note: Note,
+    reading: Reading | None = None,
 ) -> Tokenizer:
     """Learn a vocabulary from the corpus's beginning; `special` tokens are added behind it."""
     if "-" in paths:
@@ -59,8 +66,8 @@ def make_tokenizer(
             hint="give --tokenizer FOLDER, or save the text to a file first",
         )
     if kind == "bpe" and vocab_size is None:
-        vocab_size = vocabulary_for(sum(len(text) for text in _texts(paths, field, LARGEST * 50_000)))
-    tokenizer = train_tokenizer(_texts(paths, field, TOKENIZER_SAMPLE), kind, vocab_size)
+        vocab_size = vocabulary_for(sum(map(len, _texts(paths, field, LARGEST * 50_000, reading))))
+    tokenizer = train_tokenizer(_texts(paths, field, TOKENIZER_SAMPLE, reading), kind, vocab_size)
     note(f"learned a {kind} vocabulary of {tokenizer.vocab_size:,} tokens")
     return tokenizer.with_special(special) if special else tokenizer
 
@@ -72,10 +79,11 @@ def pick_tokenizer(
     vocab_size: int | None,
     special: Sequence[str],
     note: Note,
+    reading: Reading | None = None,
 ) -> Tokenizer:
     """`tokenizer`: "bpe", "char" or "word" to learn one, or a folder or file that has one; None: "bpe"."""
     if tokenizer is None or (tokenizer in KINDS and not Path(tokenizer).exists()):
-        return make_tokenizer(paths, field, tokenizer or "bpe", vocab_size, special, note)
+        return make_tokenizer(paths, field, tokenizer or "bpe", vocab_size, special, note, reading)
     if vocab_size is not None:
         raise UserError(
             f"--vocab-size {vocab_size} with the ready tokenizer {tokenizer}: its size is fixed",
@@ -116,10 +124,10 @@ def learn(
     vocab_size: int | None,
     special: Sequence[str],
     segmenter: str,
+    reading: Reading | None = None,
 ) -> Tokenizer:
     """A vocabulary from all of the text (not its beginning only), as `gpt2kit tokenizer train` makes it."""
-    texts = (document.text for document in read_documents(paths, field))
-    tokenizer = train_tokenizer(texts, kind, vocab_size, segmenter=segmenter)
+    tokenizer = train_tokenizer(_texts(paths, field, None, reading), kind, vocab_size, segmenter=segmenter)
     return tokenizer.with_special(special) if special else tokenizer
 
 

@@ -27,7 +27,7 @@ from gpt2kit.recipes.shape import choose
 from gpt2kit.recipes.sitting import sit
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import checkpoint, plan
-from gpt2kit.training.objectives import SPECIAL_TOKENS
+from gpt2kit.training.objectives import SPECIAL_TOKENS, Objective
 
 RUN = "run.json"
 
@@ -53,15 +53,18 @@ def start(
         ), options.field, options.validation, packing,
     )  # fmt: skip
     yield from map(Note, [*notes, *report.notes, data_recipe.describe(report)])
-    precision = runtime.choose_precision(options.precision)
+    precision = runtime.choose_precision(options.precision, device=runtime.device().type)
     train_tokens = report.splits["train"].tokens
     model_config, config, speed, reasons = choose(options, base, tokenizer, precision, train_tokens)
     made = plan.make(model_config, config, precision, train_tokens, speed, reasons)
     yield Planned(made, model_config, config, precision)
     made.check_memory()
     Batches(open_packed(packed, "train"), config.context, config.batch, config.seed)  # refuses too little text
+    Objective(config, model_config.vocab_size, tokenizer)  # refuses missing special tokens
     parents = (
-        [] if options.from_ is None else [{"folder": str(options.from_), "hash": model_folder.identity(options.from_)}]
+        []
+        if options.from_ is None
+        else [{"folder": str(Path(options.from_).resolve()), "hash": model_folder.identity(options.from_)}]
     )
     del base
     record = {

@@ -18,6 +18,7 @@ EVALUATIONS, CHECKPOINTS = 20, 5  # in a run, where nothing else is asked for
 WATCHING_SHARE = 0.08  # of the minutes that evaluations, plots, samples and checkpoints may take
 WATCHING_SECONDS = 1.0  # of one evaluation besides its forward passes: plot, sample, checkpoint
 TUNING_RATE = 0.2  # of the preset's learning rates, when training goes on from a model's weights
+RATES = {"sgd": 0.1, "rmsprop": 1e-3}  # peaks of optimisers that the presets' rates do not suit
 Choice = tuple[GPT2Config, TrainConfig, float | None, tuple[str, ...]]
 
 
@@ -89,9 +90,17 @@ def _build(
         n_head=n_head, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=given.get("attention_dropout", 0.0),
         bos_token_id=tokenizer.eot_id, eos_token_id=tokenizer.eot_id,
     )  # fmt: skip
-    settings = {"steps": DEFAULT_STEPS, "batch": shape.batch, "context": shape.context}
+    settings: dict[str, Any] = {"steps": DEFAULT_STEPS, "batch": shape.batch, "context": shape.context}
     settings |= {k: rates[k] for k in ("learning_rate", "matrix_learning_rate") if k in rates}
+    settings |= _optimizer_settings(options)
     return model, _slices(TrainConfig(**(settings | given)), model)
+
+
+def _optimizer_settings(options: TrainOptions) -> dict[str, Any]:
+    """What the older optimisers need instead of Muon's and AdamW's: their weight decay is L2, so it is off."""
+    if options.optimizer in (None, "muon", "adamw"):
+        return {}
+    return {"weight_decay": 0.0} | ({"learning_rate": RATES[options.optimizer]} if options.optimizer in RATES else {})
 
 
 def _slices(config: TrainConfig, model: GPT2Config) -> TrainConfig:
@@ -125,5 +134,6 @@ def _from_model(options: TrainOptions, base: GPT2, precision: runtime.Precision,
         "learning_rate": chosen.learning_rate * TUNING_RATE,
         "matrix_learning_rate": chosen.matrix_learning_rate * TUNING_RATE,
     }  # fmt: skip
+    settings |= _optimizer_settings(options)
     config = _slices(TrainConfig(**(settings | options.settings() | {"context": context})), base.config)
     return _timed(options, base.config, config, precision, train_tokens)

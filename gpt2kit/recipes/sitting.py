@@ -36,7 +36,9 @@ def sit(
     tokens = open_packed(packed, "train", tokenizer.hash if tokenizer else None)
     optimizers = optim.build(network, config)
     state = State(total=config.steps) if path is None else checkpoint.restore(path, network, optimizers)
-    lineage = {k: record[k] for k in ("name", "parents", "settings", "precision", "threads", "data")}
+    lineage = {k: record[k] for k in ("name", "settings", "precision", "threads")}
+    lineage["parents"] = [{**parent, "folder": Path(parent["folder"]).name} for parent in record["parents"]]
+    lineage["data"] = {k: v for k, v in record["data"].items() if k != "folder"}  # no path of this machine
     run = loop.Run(
         out, network, tokenizer, config, Batches(tokens, config.context, config.batch, config.seed),
         watch.validation_windows(packed, config), runtime.Precision(**record["precision"]),

@@ -52,6 +52,15 @@ class State:
         numbers = (values["step"], values["total"], values["seconds"], values["plateau"])
         if any(isinstance(n, bool) or not isinstance(n, (int, float)) or n < 0 for n in numbers):
             raise UserError("the training state holds impossible counters")
+        good = (
+            all(type(values[n]) is int for n in ("step", "total", "evaluations_since_best"))
+            and (values["best"] is None or type(values["best"]) in (int, float))
+            and type(values["stopped_early"]) is bool
+            and isinstance(values["losses"], dict)
+            and all(type(v) in (int, float) for v in values["losses"].values())
+        )
+        if not good or values["evaluations_since_best"] < 0:
+            raise UserError("the training state holds values of another type")
         return cls(**values)
 
 
@@ -103,8 +112,11 @@ def best(run: Path, state: State) -> int | None:
 def restore(path: Path, model: GPT2, optimizers: list[torch.optim.Optimizer]) -> State:
     """Fill model and optimisers from a checkpoint that was verified; return its state."""
     model.load_state_dict(load_weights(path, model.config).state_dict())
-    tensors = safetensors.torch.load_file(path / TENSORS)
-    torch.set_rng_state(tensors.pop(GENERATOR))
+    try:
+        tensors = safetensors.torch.load_file(path / TENSORS)
+        torch.set_rng_state(tensors.pop(GENERATOR))
+    except (safetensors.SafetensorError, KeyError, RuntimeError, TypeError, OSError) as error:
+        raise UserError(f"{path / TENSORS} cannot be read: {error}", hint="resume from an earlier checkpoint") from None
     cuda = tensors.pop(CUDA_GENERATOR, None)
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from gpt2kit.model.gpt2 import ACTIVATIONS, GPT2, MLP, Attention
 
+PARALLEL_ELEMENTS = 1 << 16
+
 
 class Place(threading.local):
     """Where this thread is in the run: it keys the dropout masks and picks the kernels' variant."""
@@ -29,8 +31,9 @@ class Place(threading.local):
 PLACE = Place()
 
 
-def _variant() -> int:
-    return 1 if PLACE.parallel else 0
+def _variant(x: Tensor) -> int:
+    """0: the serial kernel, for workers and where waking the other cores costs more than it gives; 1: all cores."""
+    return 1 if PLACE.parallel and x.numel() >= PARALLEL_ELEMENTS else 0
 
 
 def _apply(function: Any, *arguments: Any) -> Tensor:
@@ -47,7 +50,7 @@ class _Gelu(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x)
         y = torch.empty_like(x)
-        kernels.gelu[_variant()](x.detach().view(-1).numpy(), y.view(-1).numpy())
+        kernels.gelu[_variant(x)](x.detach().view(-1).numpy(), y.view(-1).numpy())
         return y
 
     @staticmethod
@@ -57,7 +60,7 @@ class _Gelu(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
         dy = gradients[0].contiguous().view(-1)
-        kernels.gelu_backward[_variant()](x.detach().view(-1).numpy(), dy.numpy(), dx.view(-1).numpy())
+        kernels.gelu_backward[_variant(x)](x.detach().view(-1).numpy(), dy.numpy(), dx.view(-1).numpy())
         return dx
 
 
@@ -71,7 +74,7 @@ def gelu(x: Tensor) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, keys: np.ndarray[Any, Any]) -> Tensor:
-        ctx.p, ctx.keys, ctx.variant = p, keys, _variant()
+        ctx.p, ctx.keys, ctx.variant = p, keys, _variant(x)
         return _drop(x, p, keys, ctx.variant)
 
     @staticmethod

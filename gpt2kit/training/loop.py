@@ -155,7 +155,7 @@ class Gradients:
         self.objective = Objective(config, model.config.vocab_size, tokenizer)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.autocast = precision.dtype == "bf16"
-        self.workers = max(1, min(config.workers, config.batch))
+        self.workers = 1 if config.attention_dropout else max(1, min(config.workers, config.batch))
         self.pool = ThreadPoolExecutor(self.workers, initializer=_single_thread) if self.workers > 1 else None
 
     def __call__(self, batch: NDArray[np.int64], step: int) -> tuple[float, int]:
@@ -291,7 +291,7 @@ class _Clock:
 
     def tick(self, state: State, tokens: int) -> tuple[float, float]:
         now = time.perf_counter()
-        state.seconds = self.before + now - self.start  # whatever happened between the steps is in it
+        state.seconds = self.before + now - self.start
         self.marks = [*self.marks[-SPEED_WINDOW:], (now, state.step)]
         (then, since), pace = self.marks[0], 0.0
         if now > then:
@@ -300,7 +300,7 @@ class _Clock:
 
     def replan(self, run: Run, state: State) -> Replanned | None:
         """Fit the rest of the steps into the rest of the minutes, measured over this sitting, evaluations included."""
-        if run.minutes is None or state.step >= state.total or state.step == self.first_step:
+        if run.minutes is None or state.step >= state.total or state.step - self.first_step < SPEED_WINDOW:
             return None
         now = time.perf_counter()
         pace = (state.step - self.first_step) / (now - self.start)

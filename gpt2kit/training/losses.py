@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.training.fast import PLACE
+from gpt2kit.training.fast import PARALLEL_ELEMENTS, PLACE
 
 IGNORED = -100  # a target that is not counted
 LOGITS_BYTES = 96 << 20  # of float32 logits at a time: GPT-2 small's 2,048 x 50,257 would take 412 MB
@@ -41,7 +41,7 @@ def cross_entropy(model: GPT2, hidden: Tensor, targets: Tensor, smoothing: float
     flat = targets.reshape(-1)
     count = int((flat != IGNORED).sum())
     function: Any = _ChunkedCrossEntropy
-    return function.apply(hidden.reshape(len(flat), -1), model.head, flat, smoothing), count
+    return function.apply(hidden.reshape(len(flat), -1), model.head, flat, smoothing, torch.is_grad_enabled()), count
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -51,10 +51,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, smoothing: float, enabled: bool) -> Tensor:
         V = len(head)
         rows = max(1, LOGITS_BYTES // (4 * V))
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        wanted = enabled and any(ctx.needs_input_grad[:2])
         low = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
         with torch.autocast(hidden.device.type, enabled=False):
             weight = head.detach() if low is None else head.detach().to(low)  # V C
@@ -80,11 +80,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         d_hidden, d_head = ctx.saved_tensors
         if float(gradients[0]) != 1.0:
-            return d_hidden * gradients[0], d_head * gradients[0], None, None
-        return d_hidden, d_head, None, None
+            return d_hidden * gradients[0], d_head * gradients[0], None, None, None
+        return d_hidden, d_head, None, None, None
 
 
 def _rows(logits: Tensor, targets: Tensor, smoothing: float, gradient: bool) -> Tensor:
@@ -93,7 +93,8 @@ def _rows(logits: Tensor, targets: Tensor, smoothing: float, gradient: bool) -> 
         from gpt2kit.training import kernels
 
         losses = np.empty(len(logits), np.float32)
-        kernels.cross_entropy[PLACE.parallel](logits.numpy(), targets.numpy(), np.float32(smoothing), losses, gradient)
+        variant = PLACE.parallel and logits.numel() >= PARALLEL_ELEMENTS
+        kernels.cross_entropy[variant](logits.numpy(), targets.numpy(), np.float32(smoothing), losses, gradient)
         return torch.from_numpy(losses)
     losses_ = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing)
     if gradient:

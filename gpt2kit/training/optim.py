@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2kit.errors import UserError
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training.config import TrainConfig
 
@@ -143,7 +144,7 @@ def rate(config: TrainConfig, step: int, total: int, plateau: float = 1.0) -> fl
         case "wsd":  # warm-up, stable, decay over the last fifth
             return 1 - (1 - end) * max(0.0, (progress - 0.8) / 0.2)
         case "cyclic":
-            return end + (1 - end) * abs(1 - 2 * ((progress * CYCLES + 0.5) % 1))
+            return end + (1 - end) * abs(1 - 2 * (progress * (CYCLES - 0.5) % 1))
         case "plateau":
             return plateau
 
@@ -166,6 +167,13 @@ def load_state_tensors(model: GPT2, optimizers: list[torch.optim.Optimizer], ten
     for name, value in tensors.items():
         parameter, _, key = name.rpartition("/")
         grouped[parameter][key] = value
+    known = dict(model.named_parameters())
+    if set(grouped) != set(known):
+        raise UserError(f"the optimiser's state is of another model: {min(set(grouped) ^ set(known))}")
+    for name, states in grouped.items():
+        for key, value in states.items():
+            if value.ndim and value.shape != known[name].shape:
+                raise UserError(f"{name}/{key} has shape {list(value.shape)}, the parameter {list(known[name].shape)}")
     owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
     for weight_name, weight in model.named_parameters():
         if weight_name in grouped:

@@ -1,6 +1,6 @@
 """What a run will cost, said before it starts: parameters, memory, operations, time; and a choice of shape for a time.
 
-Formulas count float32 bytes of what autograd keeps; `tests/train/test_plan.py` holds them to within 15 % of measured
+Formulas count float32 bytes of what autograd keeps; `tests/training/test_plan.py` holds them to within 15 % of measured
 peaks.
 """
 
@@ -20,8 +20,10 @@ from gpt2kit.model.gpt2 import GPT2, GPT2Config
 from gpt2kit.training import fast, losses, optim
 from gpt2kit.training.config import TrainConfig
 
-PROCESS_BYTES = 480 << 20  # Python, torch, Numba and their code, before the first tensor
-KEPT_PER_CHANNEL = 18  # floats a block keeps for the backward pass, per token and channel (see activation_bytes)
+PROCESS_BYTES = 440_000_000  # Python, torch and Numba, their code, and what the allocator holds back
+WORKER_BYTES = 110_000_000  # of a further worker: its own heap
+KEPT_PER_CHANNEL = 10  # floats a block keeps for the backward pass, per token and channel, besides the MLP's
+BF16_SHARE = 0.93  # of fp32's activations: the Linears' inputs are kept in bf16, the rest in fp32
 EFFICIENCY = 0.6  # of the matrix-product speed that a whole step reaches
 WORKER_PARAMETERS = 12_000_000  # up to here each core takes a slice of the batch; above, each operation takes all cores
 MICRO_TOKENS = 4096  # of one forward pass where the micro-batch is ours to choose
@@ -88,29 +90,29 @@ def activation_bytes(model: GPT2Config, context: int, micro_batch: int, bf16: bo
     """What one forward pass keeps for the backward pass.
 
     A block keeps, per token: two LayerNorm inputs and outputs (4C), qkv (3C), attention's output twice (as computed
-    and as c_proj's input, 2C), its log-sum-exp, GELU's input and output (2 x inner); about a C is in flight.
-    Under bf16 the Linears' inputs are kept again as bf16.
+    and as c_proj's input, 2C), GELU's input and output (2 x inner); about a C is in flight.
     """
     C, inner = model.n_embd, model.inner_size
-    per_token = model.n_layer * (KEPT_PER_CHANNEL - 8) * C + model.n_layer * 2 * inner + 4 * C
-    floats = context * micro_batch * per_token
-    return int(4 * floats * (1.15 if bf16 else 1.0))
+    per_token = model.n_layer * (KEPT_PER_CHANNEL * C + 2 * inner) + 4 * C
+    return int(4 * context * micro_batch * per_token * (BF16_SHARE if bf16 else 1.0))
 
 
 def memory(model: GPT2Config, config: TrainConfig, bf16: bool = False) -> int:
-    """Peak bytes of the process while it trains."""
-    P = model.parameters
-    matrices = model.n_layer * (4 * model.n_embd**2 + 2 * model.n_embd * model.inner_size)
+    """Peak bytes of the process while it trains: the end of a forward pass, with the head's gradient just made."""
+    P, V, C = model.parameters, model.vocab_size, model.n_embd
+    matrices = model.n_layer * (4 * C**2 + 2 * C * model.inner_size)
     moments = {"adamw": 2 * P, "adam": 2 * P, "sgd": P, "rmsprop": 2 * P, "muon": 2 * P - matrices}
-    workers = config.workers or 1
-    micro = min(config.micro_batch or config.batch, -(-config.batch // workers))
-    activations = workers * activation_bytes(model, config.context, micro, bf16)
-    V = model.vocab_size
+    workers = max(1, config.workers)
+    share = -(-config.batch // workers)
+    micro = min(config.micro_batch or share, share)
     rows = min(max(1, losses.LOGITS_BYTES // (4 * V)), micro * config.context)
-    head = workers * (rows * V * 4 + V * model.n_embd * 4)
-    gradients = 4 * P * (workers + (micro * workers < config.batch))
-    step = max(activations + head, gradients + V * model.n_embd * 4)
-    return PROCESS_BYTES + 4 * (P + moments[config.optimizer]) + step
+    forward = workers * (activation_bytes(model, config.context, micro, bf16) + 4 * V * (rows + C))
+    if workers > 1:  # each worker's gradients live until all are added; with micro-batches its sum and the newest
+        forward += 4 * P * workers * (2 if micro < share else 1)
+    elif micro < share:  # the sum so far, and the embedding's next gradient
+        forward += 4 * (P + V * C)
+    process = PROCESS_BYTES + (workers - 1) * WORKER_BYTES
+    return process + 4 * (P + moments[config.optimizer]) + max(forward, 4 * (P + V * C))
 
 
 def operations_per_token(model: GPT2Config, context: int) -> float:
@@ -137,12 +139,13 @@ def tokens_per_second(
     from gpt2kit.training.loop import Gradients
 
     _check_memory(memory(model, config, precision.dtype == "bf16"))
+    device = runtime.device()
     generator = torch.Generator().manual_seed(0)
-    network = GPT2(model, generator)
+    network = GPT2(model, generator).to(device)
     fast.accelerate(network, 0, config.dropout, config.attention_dropout, precision.backend)
     network.train()
     optimizers = optim.build(network, config)
-    gradients = Gradients(network, None, dataclasses.replace(config, objective="next"), precision, torch.device("cpu"))
+    gradients = Gradients(network, None, dataclasses.replace(config, objective="next"), precision, device)
     batch = torch.randint(model.vocab_size, (config.batch, config.context + 1), generator=generator).numpy()
     times: list[float] = []
     try:
@@ -232,6 +235,9 @@ def for_minutes(
         model, config = build(candidate)
         if train_tokens <= config.context:
             continue
+        if memory(model, config, precision.dtype == "bf16") > runtime.available_memory() * SAFE_SHARE:
+            tried.append(f"{candidate.n_layer} layers x {candidate.n_embd}: does not fit in memory")
+            break
         speed = tokens_per_second(model, config, precision, seconds=min(1.5, 0.6 * minutes))
         tokens = speed * minutes * 60 * TRAINING_SHARE
         inner = model.parameters - (model.vocab_size + model.n_positions) * model.n_embd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ class Track:
     def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:
         self.folder = folder
         self.path = folder / METRICS
+        self.board = _tensorboard(folder) if tensorboard else None
+        _trim_samples(folder / SAMPLES, step)
         rows = (
             [row for row in read_metrics(folder) if row["step"] <= step and row["event"] != "stopped"] if step else []
         )
@@ -28,7 +31,6 @@ class Track:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         os.replace(temporary, self.path)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
-        self.board = _tensorboard(folder) if tensorboard else None
 
     def write(self, event: Event) -> None:
         match event:
@@ -60,6 +62,17 @@ class Track:
 
     def close(self) -> None:
         self.file.close()
+
+
+def _trim_samples(path: Path, step: int) -> None:
+    """Drop the samples behind `step`: the resumed run writes them again."""
+    if not path.exists():
+        return
+    parts = re.split(r"(?m)^(?=--- step \d+$)", path.read_text(encoding="utf-8"))
+    kept = [part for part in parts if (match := re.match(r"--- step (\d+)$", part, re.M)) and int(match[1]) <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _tensorboard(folder: Path) -> Callable[[str, float, int], None]:
@@ -115,7 +128,9 @@ def plot(folder: Path) -> Path:
     if evaluations:
         x, y = zip(*evaluations, strict=True)
         axes.plot(x, y, color="#c4501b", marker="o", markersize=3, label=f"validation, last {y[-1]:.3f}")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=folder.resolve().name)
+    name = folder.resolve().name
+    title = name if name.isascii() else ""  # the font that comes with matplotlib has no Chinese
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.3)
     if steps or evaluations:
         axes.legend()

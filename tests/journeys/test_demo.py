@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpt2kit.recipes import demo
+from gpt2kit.recipes import demo, pretrain
+from gpt2kit.recipes.events import Event
 
 Run = Callable[..., Any]
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_text_a_plot_and_three_commands_and_replaces_itself(run: Run) -> None:
+def test_the_demo_ends_with_text_then_a_plot_then_three_commands_and_replaces_itself(run: Run) -> None:
     for _ in range(2):
         result = run("demo", "--out", "runs/demo", "--seconds", 3)
         assert result.code == 0, result.err
-        assert "it writes:\n\nThe statement" in result.out
-        for line in ("gpt2kit generate runs/demo", "gpt2kit info runs/demo", "gpt2kit evaluate runs/demo"):
-            assert line in result.out
+        text, plot_line, folder = (
+            result.out.index(part) for part in ("it writes:\n\nThe statement", "\nloss curve  ", "\nmodel       ")
+        )
+        assert text < plot_line < folder
+        assert result.out.endswith(
+            'next:\n  gpt2kit generate runs/demo "Once"\n  gpt2kit info runs/demo\n'
+            "  gpt2kit evaluate runs/demo other.txt\n"
+        )
         plot = Path("runs/demo/loss.png").read_bytes()
         assert plot.startswith(b"\x89PNG\r\n\x1a\n")
         assert plot.endswith(b"IEND\xaeB`\x82")
@@ -41,17 +47,28 @@ def test_a_folder_that_is_no_demo_is_refused_and_left_alone(run: Run) -> None:
     assert result.err.startswith("error: ")
 
 
-def test_an_interrupted_demo_can_be_started_again(tmp_path: Path) -> None:
-    out = tmp_path / "demo"
+def _interrupted(options: Any, *rest: Any) -> Iterator[Event]:
+    (Path(options.out) / "data").mkdir(parents=True)
+    raise KeyboardInterrupt
+    yield
 
-    def interrupted(options: Any) -> int:
-        (out / "data").mkdir(parents=True)
-        raise KeyboardInterrupt
 
+def test_an_interrupted_demo_can_be_started_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain, "start", _interrupted)
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            demo.demo(str(out), 3, 0, interrupted)
-        assert [p.name for p in tmp_path.iterdir()] == ["demo"]
+        assert run("demo", "--out", "a").code == 130
+        assert [p.name for p in Path().iterdir()] == ["a"]
+        assert Path("a", demo.TEXT).read_text(encoding="utf-8") == demo.corpus()
+
+
+def test_a_wrong_flag_leaves_an_earlier_demo_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain, "start", _interrupted)
+    run("demo", "--out", "a")
+    before = sorted(Path().rglob("*"))
+    result = run("demo", "--out", "a", "--seconds", 0)
+    assert result.code == 2
+    assert "minutes must be between" in result.err
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_the_corpus_is_text_of_some_size_and_always_the_same() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ Trained = Any  # conftest's: folder, text, result
 def test_a_training_run_says_its_plan_its_losses_and_what_to_type_next(trained: Trained) -> None:
     code, out, err = trained.result
     assert (code, err) == (0, "")
-    for part in ("the plan", "1 layers, 2 heads, 32 wide, context 16", "30 steps of 4 x 16 tokens", "GB at the peak"):
+    for part in ("the plan", "1 layer, 2 heads, 32 wide, context 16", "30 steps of 4 x 16 tokens", "GB at the peak"):
         assert part in out
     assert "step 30: validation loss" in out
     assert "model       runs/mine" in out
@@ -33,7 +34,10 @@ def test_info_verifies_and_describes_the_run(trained: Trained, run: Run) -> None
     code, out, _ = run("info", trained.folder)
     assert code == 0
     assert "a model folder, verified" in out
-    assert "1 layers, 2 heads, 32 wide, 16 positions" in out
+    assert "1 layer, 2 heads, 32 wide, 16 positions" in out
+    assert re.search(r"\nsettings    steps 30, batch 4, context 16, .*\n {12}\w+ ", out)
+    assert "{" not in out  # JSON is for programs
+    assert max(map(len, out.splitlines())) <= 100
     found = json.loads(run("info", trained.folder, "--json").out)
     assert found["verified"] is True
     assert found["lineage"]["settings"]["steps"] == 30
@@ -131,9 +135,9 @@ def test_a_model_trains_on_from_another(trained: Trained, run: Run) -> None:
         "--batch", 4, "--no-sample", "--evaluate-every", 4,
     )  # fmt: skip
     assert code == 0
-    assert "1 layers, 2 heads, 32 wide, context 16" in out
+    assert "1 layer, 2 heads, 32 wide, context 16" in out
     lineage = json.loads(run("info", "tuned", "--json").out)["lineage"]
-    assert lineage["parents"][0]["folder"] == str(trained.folder)
+    assert lineage["parents"][0]["folder"] == trained.folder.name  # no path of this machine
     refused = run("train", trained.text, "--from", trained.folder, "--out", "x", "--n-layer", 2)
     assert (refused.code, "--n-layer cannot be given with --from" in refused.err) == (2, True)
 

@@ -1,4 +1,4 @@
-"""What a person sees: the display in a terminal, and its figures in words."""
+"""What a person sees in a terminal while a model trains."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ import pytest
 
 from gpt2kit import display
 from gpt2kit.data.pack import PackProgress
+from gpt2kit.recipes.events import Finished
+from gpt2kit.training.loop import Evaluated, Stepped
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.2, "0 s"), (59.4, "59 s"), (75, "1 min 15 s"), (3600, "1 h 00 min"), (5430, "1 h 30 min"), (float("inf"), "?")],
-)
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert display.duration(seconds) == words
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(7, "7"), (9999, "9,999"), (12_345, "12.3 k"), (124_439_808, "124.4 M"), (2.5e9, "2.5 G"), (3e15, "3.0 P")],
-)
-def test_counts_in_words(number: float, words: str) -> None:
-    assert display.count(number) == words
-
-
-def test_long_packing_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_lines_and_the_last_has_the_last_validation_loss(capsys: pytest.CaptureFixture[str]) -> None:
     with display.TrainingDisplay() as shown:
-        shown.packing(PackProgress(5_000_000, 20_000_000, 10, 5_000_000, 1_500_000))
+        shown.show(Stepped(1, 2, 3.0, 1.0, 1.0, 500.0, 2.0))
         assert capsys.readouterr().out == ""  # not in the first seconds
-        shown.last_line -= display.LINE_SECONDS
+        shown.progress.last_line -= 60
         shown.packing(PackProgress(5_000_000, 20_000_000, 10, 5_000_000, 1_500_000))
-        assert capsys.readouterr().out == "read 5 of 20 MB: 1.5 M tokens\n"
-        shown.last_line -= display.LINE_SECONDS
-        shown.packing(PackProgress(6_000_000, None, 10, 5_000_000, 1_500_000))
-        assert capsys.readouterr().out == "read 6 MB: 1.5 M tokens\n"
+        assert capsys.readouterr().out == "packing 5.0 of 20.0 MB, 1.5 M tokens\n"
+        shown.progress.last_line -= 60
+        shown.show(Stepped(2, 2, 2.5, 1.0, 0.0, 500.0, 0.0))
+        assert capsys.readouterr().out == "training 2/2  loss 2.500  500 tokens/s  0 s left\n"
+        shown.progress.last_line -= 60
+        shown.show(Evaluated(2, 2.75, True))
+    out = capsys.readouterr().out
+    assert out == (
+        "step 2: validation loss 2.7500, the best so far\ntraining 2/2  loss 2.500  val 2.750  500 tokens/s  0 s left\n"
+    )
+
+
+def test_commands_are_quoted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with display.TrainingDisplay() as shown:
+        shown.show(Finished(Path("my run"), 5, None, 1.0, "asked", "gpt2kit train --resume 'my run'"))
+        assert capsys.readouterr().out.endswith("Go on with:\n  gpt2kit train --resume 'my run'\n")
+        shown.show(Finished(Path("my run"), 5, 2.0, 1.0, "early", None))
+    out = capsys.readouterr().out
+    assert "validation loss 2.0000 (stopped early" in out
+    assert out.endswith(
+        "  gpt2kit generate 'my run' \"Once\"\n  gpt2kit info 'my run'\n  gpt2kit evaluate 'my run' other.txt\n"
+    )
 
 
 @pytest.mark.slow
@@ -66,9 +70,10 @@ def test_a_terminal_shows_a_live_bar_and_keeps_the_lines_above_it(
         os.close(reader)
     assert started.wait(10) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode())
-    assert "━" in text
-    assert re.search(r"training ━+ 8/8 loss \d\.\d{3}.* tokens/s +0 s left", text)
-    assert "step 8: validation loss" in text
+    loss = re.search(r"step 8: validation loss (\d\.\d{3})", text)
+    assert loss is not None
+    bars = re.findall(r"training ━+ 8/8 +loss \d\.\d{3}(.*?) tokens/s +0 s left", text)
+    assert f"val {loss[1][:-1]}" in bars[-1]
     assert "sample at step 8" in text
     assert screen.count(b"\x1b[?25l") == screen.count(b"\x1b[?25h") == 1  # the cursor is hidden once and given back
     assert text.rstrip().endswith("gpt2kit evaluate a other.txt")

@@ -206,7 +206,7 @@ def test_a_failing_fsync_keeps_the_old_checkpoint(
 
     before = {p.name for p in (run / "checkpoints").iterdir()}
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(UserError, match="could not write|no space left") as caught:
+    with pytest.raises(UserError, match=r"could not write|no space left") as caught:
         write(toy, run, 40, keep=1)
     monkeypatch.setattr(os, "fsync", real)
     assert advice in str(caught.value.hint)

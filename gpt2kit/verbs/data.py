@@ -1,0 +1,127 @@
+"""`gpt2kit pack` and `gpt2kit tokenizer`: text into tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from gpt2kit.verbs import Verb
+from gpt2kit.verbs.output import print_fact, print_json, print_notes
+
+
+@dataclass
+class TokenizerTrainOptions:
+    """Learn a vocabulary from text.
+
+    Example:
+      gpt2kit tokenizer train my.txt --out vocab --vocab-size 8000
+    """
+
+    data: Positional[list[str]]  # text files and folders
+    out: str  # the folder to make
+    kind: str = "bpe"  # bpe, char or word
+    vocab_size: int | None = None  # tokens; None: GPT-2's for bpe, all characters for char
+    segmenter: str = "unicode"  # of the word kind; jieba for Chinese
+    special: list[str] = dataclasses.field(default_factory=list)  # more special tokens, such as <|mask|>
+    field: str | None = None  # the text field of .jsonl, .csv, .tsv and .parquet
+
+
+def run_tokenizer_train(options: TokenizerTrainOptions) -> int:
+    from gpt2kit.progress import Progress
+    from gpt2kit.recipes.data import learn
+
+    with Progress(transient=True) as shown:
+        tokenizer = learn(
+            options.data, options.field, options.kind, options.vocab_size, options.special, options.segmenter,
+            lambda read, total: shown.reading("learning", read, total),
+        )  # fmt: skip
+    tokenizer.save(options.out)
+    print(f"{options.out}: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {tokenizer.hash[:16]}")
+    return 0
+
+
+@dataclass
+class TokenizerInfoOptions:
+    """What a vocabulary is, and how it cuts a text.
+
+    Example:
+      gpt2kit tokenizer info vocab "How is this cut? 这句话呢？"
+    """
+
+    folder: Positional[str]  # a folder or file that has one
+    text: Positional[str | None] = None  # to cut
+    json: bool = False  # one JSON object
+
+
+def run_tokenizer_info(options: TokenizerInfoOptions) -> int:
+    from gpt2kit.text.tokenizer import Tokenizer, measure
+
+    tokenizer = Tokenizer.load(options.folder)
+    found = tokenizer.describe()
+    pieces = None
+    if options.text is not None:
+        counts = measure(tokenizer, [options.text])
+        pieces = [[id_, piece] for id_, piece in tokenizer.pieces(options.text)]
+        found["tokens_per_character"] = counts.tokens_per_character
+        found["tokens_per_byte"] = counts.tokens_per_byte
+    if options.json:
+        print_json(found if pieces is None else {**found, "pieces": pieces})
+        return 0
+    samples = found.pop("samples")
+    found["longest_tokens"] = " ".join(map(repr, found["longest_tokens"]))
+    for name, value in found.items():
+        print_fact(name, value, 21)
+    for sample in samples:
+        rate = f"{sample['tokens_per_character']:.2f} tokens per character"
+        print_fact("sample", f"{'|'.join(sample['pieces'])}  ({rate})", 21)
+    if pieces is not None:
+        print(f"{'cut':<21} " + "|".join(str(piece) for _, piece in pieces))
+        print(f"{'ids':<21} " + " ".join(str(id_) for id_, _ in pieces))
+    return 0
+
+
+@dataclass
+class PackOptions:
+    """Tokenise text once into memory-mapped shards, to train on many times.
+
+    Example:
+      gpt2kit pack corpus/ --out packed --tokenizer runs/mine
+    """
+
+    data: Positional[list[str]]  # text files, folders, or - for standard input
+    out: str  # the folder to make
+    tokenizer: str | None = None  # a folder that has one, or bpe, char, word to learn one
+    vocab_size: int | None = None  # of a vocabulary that is learned here
+    field: str | None = None  # the text field of .jsonl, .csv, .tsv and .parquet
+    validation: list[str] = dataclasses.field(default_factory=list)  # files that become the validation split
+    validation_fraction: float = 0.05  # of the documents, where no --validation is given
+
+
+def run_pack(options: PackOptions) -> int:
+    from gpt2kit.data.pack import pack
+    from gpt2kit.progress import Progress
+    from gpt2kit.recipes.data import describe, pick_tokenizer
+
+    notes: list[str] = []
+    with Progress(transient=True) as shown:
+        tokenizer = pick_tokenizer(
+            options.data, options.field, options.tokenizer, options.vocab_size, (), notes.append,
+            lambda read, total: shown.reading("learning", read, total),
+        )  # fmt: skip
+        report = pack(
+            options.data, tokenizer, options.out, field=options.field,
+            validation_fraction=options.validation_fraction, validation=options.validation or None,
+            progress=lambda p: shown.reading("packing", p.read, p.total, p.tokens),
+        )  # fmt: skip
+    print_notes([*notes, *report.notes])
+    print(f"{options.out}: {describe(report)}")
+    return 0
+
+
+VERBS = {
+    "tokenizer train": Verb(TokenizerTrainOptions, run_tokenizer_train),
+    "tokenizer info": Verb(TokenizerInfoOptions, run_tokenizer_info),
+    "pack": Verb(PackOptions, run_pack),
+}

@@ -1,0 +1,93 @@
+"""`gpt2kit generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+
+from tyro.conf import Positional, UseAppendAction
+
+from gpt2kit.errors import UserError
+from gpt2kit.verbs import Verb
+from gpt2kit.verbs.output import print_json, print_notes
+
+
+@dataclass
+class GenerateOptions:
+    """Write on from a prompt. Text appears as it is chosen.
+
+    A prompt that looks like a flag goes last, behind --.
+
+    Examples:
+      gpt2kit generate runs/mine "Once upon a time" --max-tokens 200
+      gpt2kit generate runs/mine "春" --temperature 0.7 --n 3 --seed 1 --json
+      gpt2kit generate runs/mine --stop "。" --stop "！" -- "--help 的意思是"
+    """
+
+    model: Positional[str]  # a model, run or checkpoint folder
+    prompt: Positional[str] = ""  # the text to go on from; - reads standard input
+    max_tokens: int = 128  # at most so many new tokens
+    temperature: float = 0.8  # 0: always the likeliest token
+    top_k: int = 0  # 0: off
+    top_p: float = 0.95  # 1: off
+    min_p: float = 0.0  # drop tokens below this share of the likeliest one's probability; 0: off
+    typical_p: float = 1.0  # keep the most typical tokens up to this probability; 1: off
+    repetition_penalty: float = 1.0  # divides the logits of tokens that occurred; 1: off
+    presence_penalty: float = 0.0  # taken off the logit of each token that occurred
+    frequency_penalty: float = 0.0  # taken off for each time that it occurred
+    no_repeat_ngram: int = 0  # no run of so many tokens occurs twice; 0: off
+    num_beams: int = 1  # beam search with so many beams; 1: off
+    length_penalty: float = 1.0  # of beam search; above 1 favours longer texts
+    seed: int | None = None  # same seed, same text; None: a new one each time, which --json reports
+    n: int = 1  # completions
+    # ends the text; one string each time: --stop A --stop B
+    stop: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
+    logprobs: int | None = None  # alternatives a token, with --json
+    json: bool = False  # one JSON object a completion
+    reference: bool = False  # the model file's own decoder; the only one so far
+    hub: bool = False  # let MODEL be a name on the Hugging Face hub
+
+
+def run_generate(options: GenerateOptions) -> int:
+    from gpt2kit.model import folder
+    from gpt2kit.model.generate import generate, stream
+    from gpt2kit.model.sampling import SamplingSettings
+
+    notes: list[str] = []
+    model, tokenizer = folder.load(options.model, allow_hub=options.hub, notes=notes)
+    print_notes(notes)
+    if tokenizer is None:
+        raise UserError(f"{options.model} has no tokenizer, so it cannot read a prompt")
+    prompt = _prompt(options.prompt)
+    own = {f.name for f in dataclasses.fields(SamplingSettings)}
+    values = {k: v for k, v in dataclasses.asdict(options).items() if k in own}
+    settings = SamplingSettings(**values)
+    ids = tokenizer.encode(prompt)
+    if options.json or settings.n > 1 or settings.num_beams > 1:
+        for completion in generate(model, [ids], settings, tokenizer=tokenizer)[0]:
+            if options.json:
+                print_json({"prompt": prompt, **dataclasses.asdict(completion)})
+            else:
+                print(f"{prompt}{completion.text}\n---")
+        return 0
+    print(prompt, end="", flush=True)
+    slid = False
+    for event in stream(model, ids, settings, tokenizer=tokenizer):
+        print(event.text, end="", flush=True)
+        slid |= event.window_slid
+    print()
+    if slid:
+        print_notes([f"the text outgrew the model's {model.config.n_positions} positions: the window slid on"])
+    return 0
+
+
+def _prompt(given: str) -> str:
+    """The prompt, from standard input where it is `-`; it must be text."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8") if given == "-" else given.encode("utf-8").decode("utf-8")
+    except UnicodeError:
+        raise UserError("the prompt is not UTF-8 text", hint="convert it: iconv -f GB18030 -t UTF-8") from None
+
+
+VERBS = {"generate": Verb(GenerateOptions, run_generate)}

@@ -1,0 +1,127 @@
+"""`gpt2kit evaluate`, `info` and `doctor`: what a model is, how good it is, and whether all is right."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from gpt2kit.errors import UserError
+from gpt2kit.verbs import Verb
+from gpt2kit.verbs.output import print_fact, print_json, print_notes
+from gpt2kit.wording import command, plural
+
+
+@dataclass
+class EvaluateOptions:
+    """Perplexity per token, bits per byte and per character on a text, with the protocol beside the figures.
+
+    Example:
+      gpt2kit evaluate runs/mine other.txt --context 256 --stride 128
+    """
+
+    model: Positional[str]  # a model, run or checkpoint folder
+    data: Positional[list[str]]  # text files, folders, a packed folder (its validation split), or - for standard input
+    context: int | None = None  # tokens in a window; None: the model's
+    stride: int | None = None  # tokens from window to window; None: half the context
+    field: str | None = None  # the text field of .jsonl, .csv, .tsv and .parquet
+    json: bool = False  # one JSON object with every figure
+
+
+def run_evaluate(options: EvaluateOptions) -> int:
+    from gpt2kit.recipes.evaluate import evaluate_files
+
+    if not options.data:
+        raise UserError("nothing to evaluate on", hint=command("evaluate", options.model, "other.txt"))
+    notes: list[str] = []
+    result = evaluate_files(options.model, options.data, options.context, options.stride, options.field, notes.append)
+    print_notes(notes)
+    if options.json:
+        print_json(result.to_dict())
+        return 0
+    print(f"perplexity          {result.perplexity:.4f} per {result.unit}")
+    print(f"bits per byte       {result.bits_per_byte:.4f}")
+    print(f"bits per character  {result.bits_per_character:.4f}")
+    print(f"loss                {result.loss:.4f} nats per {result.unit}")
+    print(f"on                  {result.tokens:,} tokens, {result.bytes:,} bytes, {result.characters:,} characters")
+    print(f"context {result.context}, stride {result.stride}, tokenizer {result.tokenizer_hash[:16]}")
+    print(f"protocol: {result.protocol}")
+    return 0
+
+
+@dataclass
+class InfoOptions:
+    """What a model folder is: shape, size, tokenizer, lineage, scores. Every file is checked against its SHA-256.
+
+    Example:
+      gpt2kit info runs/mine
+    """
+
+    model: Positional[str]  # a model, run or checkpoint folder
+    json: bool = False  # one JSON object
+    hub: bool = False  # let MODEL be a name on the Hugging Face hub
+
+
+def run_info(options: InfoOptions) -> int:
+    from gpt2kit.model import folder
+
+    found = folder.describe(options.model, allow_hub=options.hub)
+    if options.json:
+        print_json(found)
+        return 0
+    config, tokenizer = found["config"], found["tokenizer"]
+    print(f"{found['folder']}: a {found['kind']} folder, {'verified' if found['verified'] else 'not verified'}")
+    print_fact(
+        "shape",
+        f"{plural(config['n_layer'], 'layer')}, {plural(config['n_head'], 'head')}, {config['n_embd']} wide, "
+        f"{plural(config['n_positions'], 'position')}: {plural(found['parameters'], 'parameter')}, "
+        f"{found['bytes'] / 1e6:,.1f} MB",
+    )
+    if tokenizer is not None:
+        size = plural(tokenizer["vocab_size"], "token")
+        print_fact("tokenizer", f"{tokenizer['kind']}, {size}, {tokenizer['hash'][:16]}")
+    for name, value in {**found["lineage"], "scores": found["scores"]}.items():
+        if value not in (None, "", [], {}) and name not in ("tokenizer", "parameters"):
+            print_fact(name, value)
+    print_notes(found["notes"])
+    return 0
+
+
+@dataclass
+class DoctorOptions:
+    """Prove on this machine that the model is GPT-2, that decoding is exact, that files are whole; measure its speed.
+
+    Exits with 1 where a check fails.
+
+    Examples:
+      gpt2kit doctor
+      gpt2kit doctor runs/mine
+    """
+
+    model: Positional[str | None] = None  # a model folder to check too
+    json: bool = False  # one JSON object a check
+
+
+def run_doctor(options: DoctorOptions) -> int:
+    from gpt2kit.doctor import run_checks
+
+    failed = 0
+    for result in run_checks(options.model):
+        failed += not result.ok
+        if options.json:
+            print_json(dataclasses.asdict(result))
+            continue
+        print(f"{'ok  ' if result.ok else 'FAIL'}  {result.name}: {result.detail}", flush=True)
+        if not result.ok and result.hint:
+            print(f"      {result.hint}")
+    if not options.json:
+        print(f"\n{plural(failed, 'check')} failed" if failed else "\neverything holds")
+    return 1 if failed else 0
+
+
+VERBS = {
+    "evaluate": Verb(EvaluateOptions, run_evaluate),
+    "info": Verb(InfoOptions, run_info),
+    "doctor": Verb(DoctorOptions, run_doctor),
+}
