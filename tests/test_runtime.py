@@ -243,9 +243,9 @@ def test_the_measured_precision_is_data_and_quick() -> None:
     [
         ((100, 220, 455), "auto", ("bf16", "aten")),  # Zen 5
         ((205, 190, 110), "auto", ("fp32", "aten")),  # Sapphire Rapids without AMX
-        ((100, 220, 280), "auto", ("fp32", "onednn")),  # 1.27 times the best fp32 is not enough
-        ((100, 220, 287), "auto", ("bf16", "aten")),
-        ((100, 109, 50), "auto", ("fp32", "aten")),  # level
+        ((100, 220, 325), "auto", ("fp32", "onednn")),  # 1.48 times the best fp32 is not enough
+        ((100, 220, 335), "auto", ("bf16", "aten")),
+        ((100, 140, 50), "auto", ("fp32", "aten")),  # level, but for noise
         ((100, 220, 455), "fp32", ("fp32", "onednn")),
         ((205, 190, 110), "bf16", ("bf16", "aten")),
     ],

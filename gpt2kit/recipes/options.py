@@ -46,7 +46,7 @@ class TrainOptions:
     warmup: int | None = None  # steps
     final_rate: float | None = None  # the schedule's end, as a fraction of the peak
     clip: float | None = None  # largest gradient norm; 0: off
-    dropout: float | None = None  # embedding and residual
+    dropout: float | None = None  # embedding and residual; None: by the number of epochs
     attention_dropout: float | None = None  # slower: leaves the fast attention
     label_smoothing: float | None = None
     objective: Objective | None = None  # next token, masked, or fim (fill in the middle)

@@ -30,6 +30,17 @@ def choose(
     train_tokens: int,
 ) -> Choice:
     """(model, training settings, tokens/s where it was measured, reasons)."""
+    model, config, speed, reasons = _shape(options, base, tokenizer, precision, train_tokens)
+    if options.dropout is None:
+        rate = plan.choose_dropout(config.tokens / max(1, train_tokens))
+        config = dataclasses.replace(config, dropout=rate)
+        model = model if base is not None else dataclasses.replace(model, resid_pdrop=rate, embd_pdrop=rate)
+    return model, config, speed, reasons
+
+
+def _shape(
+    options: TrainOptions, base: GPT2 | None, tokenizer: Tokenizer, precision: runtime.Precision, train_tokens: int
+) -> Choice:
     if base is not None:
         return _from_model(options, base, precision, train_tokens)
     if options.minutes is not None and options.preset is None and options.n_embd is None and options.n_layer is None:

@@ -27,6 +27,7 @@ BF16_SHARE = 0.93  # of fp32's activations: the Linears' inputs are kept in bf16
 EFFICIENCY = 0.6  # of the matrix-product speed that a whole step reaches
 WORKER_PARAMETERS = 12_000_000  # up to here each core takes a slice of the batch; above, each operation takes all cores
 MICRO_TOKENS = 4096  # of one forward pass where the micro-batch is ours to choose
+FILLED_PER_TOKEN = 2  # parameters, besides embeddings, that one token of different text can fill
 SAFE_SHARE = 0.9  # of the free memory that a plan may take
 TRAINING_SHARE = 0.95  # of the minutes given; evaluations and checkpoints take the rest
 
@@ -210,13 +211,22 @@ LADDER = (
 
 
 def expected_loss(parameters: int, tokens: float, epochs: float) -> float:
-    """A score to rank shapes by, not a forecast: Hoffmann et al. 2022's form with constants fitted here (LOG.md).
+    """A score to rank shapes by, not a forecast: Hoffmann et al. 2022's form, its constants set for this ladder.
 
-    `parameters` without embeddings. Repeated tokens count less and less (Muennighoff et al. 2023, half-life 15 epochs).
+    `parameters` without embeddings. Repeated tokens count less and less, and so do parameters beyond what the text can
+    fill (the forms and half-lives of Muennighoff et al. 2023: 15 and 5.3).
     """
     unique = tokens / max(1.0, epochs)
-    seen = unique * (1 + 15 * (1 - math.exp(-(max(1.0, epochs) - 1) / 15)))
-    return float((2.0e4 / parameters) ** 0.35 + (2.5e5 / seen) ** 0.45)
+    seen = unique * (1 + 15.4 * (1 - math.exp(-(max(1.0, epochs) - 1) / 15.4)))
+    filled = FILLED_PER_TOKEN * unique
+    excess = max(0.0, parameters / filled - 1)
+    useful = min(parameters, filled) + filled * 5.3 * (1 - math.exp(-excess / 5.3))
+    return float((2.0e4 / useful) ** 0.35 + (2.5e5 / seen) ** 0.45)
+
+
+def choose_dropout(epochs: float) -> float:
+    """None while the text is new; more the more often it is repeated."""
+    return next((rate for limit, rate in ((3, 0.0), (10, 0.1)) if epochs <= limit), 0.2)
 
 
 def for_minutes(
@@ -227,7 +237,7 @@ def for_minutes(
 ) -> tuple[GPT2Config, TrainConfig, float, tuple[str, ...]]:
     """The shape with the lowest expected loss after `minutes`: (model, config with steps, tokens/s, reasons).
 
-    Measures upwards from the smallest shape and stops when the score gets worse.
+    Measures upwards from the smallest shape and stops when the score gets no better.
     """
     best: tuple[float, Candidate, GPT2Config, TrainConfig, float] | None = None
     tried = []
@@ -243,7 +253,7 @@ def for_minutes(
         inner = model.parameters - (model.vocab_size + model.n_positions) * model.n_embd
         score = expected_loss(inner, tokens, tokens / max(1, train_tokens))
         tried.append(f"{candidate.n_layer} layers x {candidate.n_embd}: {speed:,.0f} tokens/s, score {score:.3f}")
-        if best is not None and score > best[0]:
+        if best is not None and score > 0.99 * best[0]:  # a larger shape must be worth its memory and its speed
             break
         best = (score, candidate, model, config, speed)
     if best is None:

@@ -45,9 +45,9 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_weights(
     number: int, code: int, english: str, processes: Any, run: Callable[..., Any], tiny: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "my.txt").write_text(english, encoding="utf-8")
-    flags = ("--steps", 120, "--evaluate-every", 20, "--checkpoint-every", 1000, *tiny)
+    flags = ("--steps", 120, "--evaluate-every", 30, "--checkpoint-every", 1000, *tiny)
     with processes.start(tmp_path, "train", "my.txt", "--out", "my run", *flags) as started:
-        _read_until(started.stdout, "step 20: validation loss")
+        _read_until(started.stdout, "step 30: validation loss")
         started.send_signal(number)
         out, err = (part.decode() for part in started.communicate(timeout=60))
     assert started.returncode == code, err
