@@ -1,7 +1,8 @@
 """The training loops that benchmarks/train.py compares: each is built once and then asked for steps.
 
-`ours` is gpt2kit's loop; `transformers-*` a plain loop around GPT2LMHeadModel as its users write it; `nanogpt-*` the same
-around nanoGPT's model from a local checkout. Same shape, same AdamW (betas 0.9, 0.95, decay 0.1, clipping at 1), no dropout.
+`ours` is gpt2kit's loop; `transformers-*` a plain loop around GPT2LMHeadModel as its users write it; `nanogpt-*` the
+same around nanoGPT's model from a local checkout. Same shape, same AdamW (betas 0.9, 0.95, decay 0.1, clipping at 1),
+no dropout.
 """
 
 from __future__ import annotations

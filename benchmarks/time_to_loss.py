@@ -2,10 +2,10 @@
 
     GPT2KIT_DATA=... python benchmarks/time_to_loss.py [--nanogpt DIR] [--long]
 
-The text's first nine tenths train, the rest validates, all of it, in windows of 64 characters: nanoGPT's split and metric.
-nanoGPT's settings: 4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, AdamW 1e-3 to 1e-4 by cosine after
-100 steps of warm-up, beta2 0.99, decay 0.1, no dropout; evaluation every 250 steps on 20 batches of each split. They run
-around nanoGPT's own model where --nanogpt names a checkout, else around this project's model file without its training
+The text's first nine tenths train, the rest validates, all of it, in windows of 64 characters: nanoGPT's split and
+metric. nanoGPT's settings: 4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, AdamW 1e-3 to 1e-4 by cosine
+after 100 steps of warm-up, beta2 0.99, decay 0.1, no dropout; evaluation every 250 steps on 20 batches of each split.
+They run around nanoGPT's own model where --nanogpt names a checkout, else around this project's model file without its training
 kernels (the same operations). Text: the `char-rnn` repository's tinyshakespeare/input.txt, public domain.
 --long trains to nanoGPT's GPU figure, 1.47, instead (context 256, windows of 256), and takes most of an hour.
 """

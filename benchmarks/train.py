@@ -1,9 +1,9 @@
 """Training speed and memory beside transformers and nanoGPT, in one run: `python benchmarks/train.py [--nanogpt DIR]`.
 
 Every contestant is a process of its own; they take turns, a few steps each, so that the machine's moods fall on all.
-First each peer's four modes (fp32, bf16 autocast, each eager and compiled) are timed alone; the fastest then races ours,
-beside the peers' default (fp32, eager). Medians of five turns; ratios are ours over theirs.
-`--only throughput|memory|import|loss` runs a part; "loss" is the time to a validation loss of 1.88 (see time_to_loss.py).
+First each peer's four modes (fp32, bf16 autocast, each eager and compiled) are timed alone; the fastest then races
+ours, beside the peers' default (fp32, eager). Medians of five turns; ratios are theirs over ours. `--only
+throughput|import|loss` runs a part; "loss" is the time to a validation loss of 1.88 (see time_to_loss.py).
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def throughput(nanogpt: str | None) -> None:
             best[library] = min(alone, key=lambda name: alone[name])
         names = list(dict.fromkeys(["ours", *best.values(), *best]))
         race = [Contestant.start(name, shape_name, nanogpt) for name in names]
-        assert all([one.ready() for one in race])
+        ready = [one.ready() for one in race]
+        assert all(ready), names
         for _ in range(TURNS):
             for one in race:
                 one.turn(steps)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit.errors import UserError, unknown
+from gpt2kit.runtime import calm_spinning
 
 if TYPE_CHECKING:
     from gpt2kit.verbs import Verb
@@ -54,6 +55,7 @@ LISTS = ("--validation", "--special")  # flags that take several values
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    calm_spinning()
     _speak_utf8()
     try:
         code = _run(arguments[0] if arguments else "help", arguments[1:])

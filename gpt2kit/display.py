@@ -15,6 +15,8 @@ from gpt2kit.recipes import events
 from gpt2kit.training import loop
 from gpt2kit.wording import command, count, duration, plural
 
+TOLD_CHANGE = 0.15  # of the number of steps, before a change is worth a line
+
 
 class TrainingDisplay:
     """Shows the events of a run as they come; a context manager, so that the bar is closed whatever happens."""
@@ -24,6 +26,7 @@ class TrainingDisplay:
         self.progress = Progress(self.console)
         self.stepped: loop.Stepped | None = None
         self.validation: float | None = None
+        self.total = 0  # steps, as last told
 
     def __enter__(self) -> TrainingDisplay:
         self.progress.__enter__()
@@ -55,7 +58,9 @@ class TrainingDisplay:
             case events.Sampled(step, text):
                 self.console.print(Panel(Text(text.strip() or "(nothing)"), title=f"sample at step {step}", width=100))
             case loop.Replanned(_, total):
-                self.console.print(f"this machine's speed has changed: {plural(total, 'step')} fit into the time")
+                if abs(total - self.total) > TOLD_CHANGE * self.total:
+                    self.total = total
+                    self.console.print(f"this machine's speed has changed: {plural(total, 'step')} fit into the time")
             case events.Finished():
                 self.progress.stop()
                 self._finished(event)
@@ -63,6 +68,7 @@ class TrainingDisplay:
                 pass
 
     def _plan(self, event: events.Planned) -> None:
+        self.total = event.config.steps
         plan, model, config = event.plan, event.model, event.config
         table = Table(title="the plan", show_header=False, title_justify="left", box=None, padding=(0, 2))
         rows = (

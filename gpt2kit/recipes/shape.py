@@ -16,9 +16,9 @@ from gpt2kit.training.config import TrainConfig
 DEFAULT_STEPS = 1000
 EVALUATIONS, CHECKPOINTS = 20, 5  # in a run, where nothing else is asked for
 WATCHING_SHARE = 0.08  # of the minutes that evaluations, plots, samples and checkpoints may take
-WATCHING_SECONDS = 1.0  # of one evaluation besides its forward passes: plot, sample, checkpoint
+WATCHING_SECONDS = 0.7  # of one evaluation besides its forward passes: plot, sample, checkpoint
+EVALUATION_SHARE = 0.005  # of the minutes that the forward passes of one evaluation may take
 TUNING_RATE = 0.2  # of the preset's learning rates, when training goes on from a model's weights
-RATES = {"sgd": 0.1, "rmsprop": 1e-3}  # peaks of optimisers that the presets' rates do not suit
 Choice = tuple[GPT2Config, TrainConfig, float | None, tuple[str, ...]]
 
 
@@ -42,7 +42,7 @@ def _shape(
     options: TrainOptions, base: GPT2 | None, tokenizer: Tokenizer, precision: runtime.Precision, train_tokens: int
 ) -> Choice:
     if base is not None:
-        return _from_model(options, base, precision, train_tokens)
+        return _from_model(options, base, precision)
     if options.minutes is not None and options.preset is None and options.n_embd is None and options.n_layer is None:
         return _for_minutes(options, tokenizer, precision, train_tokens)
     chosen = plan.preset(options.preset or "tiny")
@@ -53,8 +53,8 @@ def _shape(
         chosen.batch if options.batch is None else options.batch,
     )
     n_head = chosen.n_head if options.n_head is None else options.n_head
-    model, config = _build(options, tokenizer, shape, train_tokens, n_head, dataclasses.asdict(chosen))
-    return _timed(options, model, config, precision, train_tokens)
+    model, config = _build(options, tokenizer, shape, n_head, dataclasses.asdict(chosen))
+    return _timed(options, model, config, precision)
 
 
 def _for_minutes(
@@ -69,19 +69,14 @@ def _for_minutes(
             batch=shape.batch if options.batch is None else options.batch,
         )
         n_head = shape.n_head if options.n_head is None else options.n_head
-        return _build(options, tokenizer, shape, train_tokens, n_head, {})
+        rate = plan.NARROW_RATE if shape.n_embd < plan.NARROW else TrainConfig.matrix_learning_rate
+        return _build(options, tokenizer, shape, n_head, {"matrix_learning_rate": rate})
 
     model, config, speed, reasons = plan.for_minutes(options.minutes, build, precision, train_tokens)
     return model, _intervals(options, config, speed), speed, reasons
 
 
-def _timed(
-    options: TrainOptions,
-    model: GPT2Config,
-    config: TrainConfig,
-    precision: runtime.Precision,
-    train_tokens: int,
-) -> Choice:
+def _timed(options: TrainOptions, model: GPT2Config, config: TrainConfig, precision: runtime.Precision) -> Choice:
     """Turn minutes into steps by measuring this shape; without minutes the steps are as asked."""
     if options.minutes is None:
         return model, _intervals(options, config), None, ()
@@ -91,9 +86,8 @@ def _timed(
 
 
 def _build(
-    options: TrainOptions, tokenizer: Tokenizer, shape: plan.Candidate, train_tokens: int, n_head: int,
-    rates: dict[str, Any],
-) -> tuple[GPT2Config, TrainConfig]:  # fmt: skip
+    options: TrainOptions, tokenizer: Tokenizer, shape: plan.Candidate, n_head: int, rates: dict[str, Any]
+) -> tuple[GPT2Config, TrainConfig]:
     given = options.settings()
     dropout = given.get("dropout", 0.0)
     model = GPT2Config(
@@ -103,15 +97,8 @@ def _build(
     )  # fmt: skip
     settings: dict[str, Any] = {"steps": DEFAULT_STEPS, "batch": shape.batch, "context": shape.context}
     settings |= {k: rates[k] for k in ("learning_rate", "matrix_learning_rate") if k in rates}
-    settings |= _optimizer_settings(options)
+    settings |= plan.optimizer_settings(options.optimizer)
     return model, _slices(TrainConfig(**(settings | given)), model)
-
-
-def _optimizer_settings(options: TrainOptions) -> dict[str, Any]:
-    """What the older optimisers need instead of Muon's and AdamW's: their weight decay is L2, so it is off."""
-    if options.optimizer in (None, "muon", "adamw"):
-        return {}
-    return {"weight_decay": 0.0} | ({"learning_rate": RATES[options.optimizer]} if options.optimizer in RATES else {})
 
 
 def _slices(config: TrainConfig, model: GPT2Config) -> TrainConfig:
@@ -124,14 +111,18 @@ def _intervals(options: TrainOptions, config: TrainConfig, speed: float = 0.0) -
     """Evaluate as often as people like to look, but within WATCHING_SHARE of the minutes."""
     times = EVALUATIONS
     if options.minutes is not None:
-        cost = WATCHING_SECONDS + (config.evaluate_tokens or 1_000_000) / (3 * speed)  # forward alone: a third
+        forward = 3 * speed  # a step's backward pass costs two forward passes
+        if options.evaluate_tokens is None:
+            most = int(forward * options.minutes * 60 * EVALUATION_SHARE)
+            config = dataclasses.replace(config, evaluate_tokens=min(config.evaluate_tokens, max(4096, most)))
+        cost = WATCHING_SECONDS + (config.evaluate_tokens or 1_000_000) / forward
         times = max(1, min(EVALUATIONS, int(options.minutes * 60 * WATCHING_SHARE / cost)))
     evaluate = options.evaluate_every or max(1, config.steps // times)
     checkpoint = options.checkpoint_every or max(1, evaluate * max(1, config.steps // CHECKPOINTS // evaluate))
     return dataclasses.replace(config, evaluate_every=evaluate, checkpoint_every=checkpoint)
 
 
-def _from_model(options: TrainOptions, base: GPT2, precision: runtime.Precision, train_tokens: int) -> Choice:
+def _from_model(options: TrainOptions, base: GPT2, precision: runtime.Precision) -> Choice:
     """Further training keeps the model's shape; the learning rates are those of the nearest preset, lowered."""
     chosen = min(
         plan.PRESETS.values(),
@@ -145,6 +136,6 @@ def _from_model(options: TrainOptions, base: GPT2, precision: runtime.Precision,
         "learning_rate": chosen.learning_rate * TUNING_RATE,
         "matrix_learning_rate": chosen.matrix_learning_rate * TUNING_RATE,
     }  # fmt: skip
-    settings |= _optimizer_settings(options)
+    settings |= plan.optimizer_settings(options.optimizer)
     config = _slices(TrainConfig(**(settings | options.settings() | {"context": context})), base.config)
-    return _timed(options, base.config, config, precision, train_tokens)
+    return _timed(options, base.config, config, precision)

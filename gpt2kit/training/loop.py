@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.objectives import Objective
 
 EXPLODED = 3.0  # times ln V: an untrained model starts at 1
-SPEED_WINDOW = 20  # steps over which tokens/s is averaged
+SPEED_SECONDS = 10.0  # over which the tokens/s that people see are averaged
+REPLANS = 40  # times that a run with minutes compares its pace with its plan
 PLATEAU_PATIENCE, PLATEAU_FACTOR = 2, 0.5
 
 
@@ -95,6 +97,7 @@ def fit(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Iter
     config, model = run.config, run.model
     state.total = state.total or config.steps
     gradients = Gradients(model, run.tokenizer, config, run.precision, run.device)
+    gradients.share_with(optimizers)
     clock = _Clock(state)
     fast.accelerate(model, config.seed, config.dropout, config.attention_dropout, run.precision.backend)
     model.train()
@@ -111,17 +114,16 @@ def fit(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Iter
             state.step += 1
             speed, left = clock.tick(state, config.batch * config.context)
             yield Stepped(state.step, state.total, loss, norm, rate, speed, left)
-            last = state.step == state.total
+            replanned = clock.replan(run, state)
+            if replanned is not None:
+                yield replanned
+            last = state.step >= state.total
             save = state.step % config.checkpoint_every == 0 or last
             if run.validation is not None and (state.step % config.evaluate_every == 0 or save):
                 evaluated = _evaluate(run, gradients, state)
                 save = save or (evaluated.best and config.patience > 0)
                 yield evaluated
-                replanned = clock.replan(run, state)
-                if replanned is not None:
-                    yield replanned
-                last = state.step == state.total
-            if save or last or state.stopped_early:
+            if save or state.stopped_early:
                 yield _save(run, optimizers, state)
         else:  # pragma: no cover
             raise AssertionError("the batches never end")
@@ -157,6 +159,15 @@ class Gradients:
         self.autocast = precision.dtype == "bf16"
         self.workers = 1 if config.attention_dropout else max(1, min(config.workers, config.batch))
         self.pool = ThreadPoolExecutor(self.workers, initializer=_single_thread) if self.workers > 1 else None
+        self.threads = torch.get_num_threads()
+        if self.pool is not None:  # no barrier between cores is left, so a busy machine slows a step only by its share
+            torch.set_num_threads(1)
+
+    def share_with(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Let Muon spread its matrices over the workers."""
+        for optimizer in optimizers:
+            if self.pool is not None and isinstance(optimizer, optim.Muon):
+                optimizer.map, optimizer.parts = self.pool.map, self.workers
 
     def __call__(self, batch: NDArray[np.int64], step: int) -> tuple[float, int]:
         for parameter in self.parameters:
@@ -228,6 +239,7 @@ class Gradients:
     def close(self) -> None:
         if self.pool is not None:
             self.pool.shutdown()
+            torch.set_num_threads(self.threads)
 
 
 def _single_thread() -> None:
@@ -286,27 +298,34 @@ class _Clock:
     def __init__(self, state: State) -> None:
         self.before = state.seconds
         self.start = time.perf_counter()
-        self.marks = [(self.start, state.step)]
-        self.first_step = state.step
+        self.marks = deque([(self.start, state.step)])
 
     def tick(self, state: State, tokens: int) -> tuple[float, float]:
+        """Tokens/s over the last steps, evaluations between them included, and the seconds left at that pace."""
         now = time.perf_counter()
         state.seconds = self.before + now - self.start
-        self.marks = [*self.marks[-SPEED_WINDOW:], (now, state.step)]
-        (then, since), pace = self.marks[0], 0.0
-        if now > then:
-            pace = (state.step - since) / (now - then)  # steps per second
-        return pace * tokens, (state.total - state.step) / pace if pace else math.inf
+        self.marks.append((now, state.step))
+        pace = self._pace(SPEED_SECONDS)
+        return pace * tokens, (state.total - state.step) / pace
+
+    def _pace(self, seconds: float) -> float:
+        """Steps per second over about the last `seconds`."""
+        now, step = self.marks[-1]
+        then, since = next(mark for mark in self.marks if now - mark[0] <= seconds or mark[1] == step - 1)
+        return (step - since) / max(now - then, 1e-9)
 
     def replan(self, run: Run, state: State) -> Replanned | None:
-        """Fit the rest of the steps into the rest of the minutes, measured over this sitting, evaluations included."""
-        if run.minutes is None or state.step >= state.total or state.step - self.first_step < SPEED_WINDOW:
+        """Fit the rest of the steps into the rest of the minutes, at the pace of the last quarter of them."""
+        if run.minutes is None or state.step % max(1, state.total // REPLANS) or state.step >= state.total:
             return None
-        now = time.perf_counter()
-        pace = (state.step - self.first_step) / (now - self.start)
-        left = run.minutes * 60 - (self.before + now - self.start)
-        total = max(state.step + 1, state.step + int(left * pace))
-        if abs(total - state.total) < 0.02 * state.total:
+        if state.seconds < 0.05 * run.minutes * 60:  # compiling and warming up say nothing of the pace
+            return None
+        window = run.minutes * 60 / 4
+        left = run.minutes * 60 - state.seconds
+        total = max(state.step, state.step + int(left * self._pace(window)))
+        while len(self.marks) > 2 and self.marks[-1][0] - self.marks[1][0] > window:
+            self.marks.popleft()
+        if abs(total - state.total) < 0.03 * state.total:
             return None
         state.total = total
         return Replanned(state.step, total)

@@ -47,6 +47,8 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.map: Callable[..., Iterable[Tensor]] = map  # a pool's, where there are workers
+        self.parts = 1
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -65,10 +67,16 @@ class Muon(torch.optim.Optimizer):
                 parts = 3 if rows == 3 * columns else 1
                 for weight, part in zip(parameter.chunk(parts), direction.chunk(parts), strict=True):
                     shapes[tuple(weight.shape)].append((weight, part))
-            for (rows, columns), pairs in shapes.items():
-                scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for (weight, _), change in zip(pairs, orthogonalise(torch.stack([d for _, d in pairs])), strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-scale)
+            stacks = [part for pairs in shapes.values() for part in _stack(pairs).chunk(self.parts)]
+            changes = [change for stack in self.map(orthogonalise, stacks) for change in stack]
+            weights = [weight for pairs in shapes.values() for weight, _ in pairs]
+            for weight, change in zip(weights, changes, strict=True):
+                scale = group["lr"] * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-scale)
+
+
+def _stack(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    return torch.stack([direction for _, direction in pairs])
 
 
 def build(model: GPT2, config: TrainConfig) -> list[torch.optim.Optimizer]:
