@@ -31,6 +31,16 @@ def vocabulary_for(characters: int) -> int:
     return next((size for limit, size in SIZES if characters <= limit), LARGEST)
 
 
+def check_packed(paths: Sequence[str], **given: object) -> None:
+    """Refuse flags that say how to read text where the text is packed already: nothing is silently ignored."""
+    for name, value in given.items():
+        if value is not None and any(is_packed(path) for path in paths):
+            raise UserError(
+                f"--{name.replace('_', '-')} says how to read text, but the data is packed already",
+                hint="leave the flag out, or give the text itself",
+            )
+
+
 def is_packed(path: str | Path) -> bool:
     manifest = commit.manifest(Path(path)) if Path(path).is_dir() else None
     return manifest is not None and manifest.get("kind") == "packed"

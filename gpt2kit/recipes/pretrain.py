@@ -44,6 +44,10 @@ def start(
         )
     runtime.set_threads(options.threads)
     runtime.tune_allocator()
+    data_recipe.check_packed(
+        options.data, tokenizer=options.tokenizer, vocab_size=options.vocab_size, field=options.field,
+        validation=options.validation,
+    )  # fmt: skip
     notes: list[str] = []
     base, tokenizer = (None, None) if options.from_ is None else model_folder.load(options.from_, notes=notes)
     packed, report, tokenizer = data_recipe.prepare(

@@ -102,7 +102,8 @@ def _build(
 
 
 def _slices(config: TrainConfig, model: GPT2Config) -> TrainConfig:
-    workers = config.workers or plan.choose_workers(model.parameters, config.batch, runtime.cores())
+    cores = runtime.cores() if runtime.device().type == "cpu" else 1
+    workers = config.workers or plan.choose_workers(model.parameters, config.batch, cores)
     micro = config.micro_batch or plan.choose_micro_batch(config, workers)
     return dataclasses.replace(config, workers=workers, micro_batch=micro)
 
