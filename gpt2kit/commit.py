@@ -309,8 +309,9 @@ def folder(target: Path, kind: str, lineage: dict[str, Any] | None = None) -> It
     filling: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        recover(target)
-        _check_replaceable(target)
+        with _locked(target.parent):  # between another writer's two renames the target is absent
+            _recover(target)
+            _check_replaceable(target)
         _sweep(target)
         with _staging(target) as staging:
             filling = staging

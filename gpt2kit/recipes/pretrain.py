@@ -45,11 +45,12 @@ def start(
     runtime.set_threads(options.threads)
     runtime.tune_allocator()
     data_recipe.check_packed(
-        options.data, tokenizer=options.tokenizer, vocab_size=options.vocab_size, field=options.field,
-        validation=options.validation,
-    )  # fmt: skip
+        options.data, vocab_size=options.vocab_size, field=options.field, validation=options.validation
+    )
     notes: list[str] = []
     base, tokenizer = (None, None) if options.from_ is None else model_folder.load(options.from_, notes=notes)
+    if options.tokenizer is not None and data_recipe.is_packed(options.data[0]):
+        tokenizer = Tokenizer.load(options.tokenizer)  # must be the one that packed it
     packed, report, tokenizer = data_recipe.prepare(
         options.data, out / "data", tokenizer, lambda: data_recipe.pick_tokenizer(
             options.data, options.field, options.tokenizer, options.vocab_size,
