@@ -22,9 +22,9 @@ class TrainOptions:
     resume: str | None = None  # go on with this run folder, from its newest checkpoint; takes no other flag
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None  # start from this model's weights and tokenizer
     preset: PresetName | None = None  # a ready shape: tiny (0.8 M parameters) to xl (1.5 G)
-    minutes: float | None = None  # choose shape and steps for the best loss in this time
+    minutes: float | None = None  # choose the steps, and the shape where none is given, for this time
     steps: int | None = None  # optimiser steps
-    seed: int = 0  # draws weights, order and dropout; same seed, same bytes
+    seed: int = 0  # draws weights, order and dropout; same steps and seed, same bytes on this machine
     batch: int | None = None  # sequences in a step
     context: int | None = None  # tokens in a sequence
     micro_batch: int | None = None  # sequences in one forward pass: less memory

@@ -22,7 +22,7 @@ class TokenizerTrainOptions:
     data: Positional[list[str]]  # text files and folders
     out: str  # the folder to make
     kind: str = "bpe"  # bpe, char or word
-    vocab_size: int | None = None  # tokens; None: GPT-2's for bpe, all characters for char
+    vocab_size: int | None = None  # tokens; None: 32,000 for bpe, 50,000 for word, every character for char
     segmenter: str = "unicode"  # of the word kind; jieba for Chinese
     special: list[str] = dataclasses.field(default_factory=list)  # more special tokens, such as <|mask|>
     field: str | None = None  # the text field of .jsonl, .csv, .tsv and .parquet
