@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from gpt2kit.api import load as load
     from gpt2kit.api import train as train
     from gpt2kit.errors import UserError as UserError
+    from gpt2kit.model.config import GPT2Config as GPT2Config
     from gpt2kit.model.gpt2 import GPT2 as GPT2
-    from gpt2kit.model.gpt2 import GPT2Config as GPT2Config
     from gpt2kit.model.sampling import SamplingSettings as SamplingSettings
     from gpt2kit.text.tokenizer import Tokenizer as Tokenizer
 
 _HOMES = {
     "GPT2": "gpt2kit.model.gpt2",
-    "GPT2Config": "gpt2kit.model.gpt2",
+    "GPT2Config": "gpt2kit.model.config",
     "SamplingSettings": "gpt2kit.model.sampling",
     "Tokenizer": "gpt2kit.text.tokenizer",
     "UserError": "gpt2kit.errors",

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt2kit.errors import unknown
 from gpt2kit.model import folder
-from gpt2kit.model.decoder import Completion
+from gpt2kit.model.completion import Completion
 from gpt2kit.model.generate import generate as generate_ids
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.sampling import SamplingSettings
@@ -23,10 +23,19 @@ def load(path: str | Path) -> tuple[GPT2, Tokenizer | None]:
     return folder.load(path)
 
 
-def generate(model: GPT2, tokenizer: Tokenizer, prompt: str, **settings: Any) -> list[Completion]:
-    """`settings["n"]` completions of a prompt; the names are SamplingSettings' (max_tokens, temperature, seed ...)."""
+def generate(
+    model: GPT2, tokenizer: Tokenizer, prompt: str, *, allow_special: bool = False, **settings: Any
+) -> list[Completion]:
+    """`settings["n"]` completions of a prompt; the names are SamplingSettings' (max_tokens, temperature, seed ...).
+
+    With num_beams above 1 the temperature is 0 unless it is given. With `allow_special` the tokenizer's special
+    tokens in the prompt are themselves; else they are text like any other.
+    """
     _check("sampling setting", settings, SamplingSettings)
-    return generate_ids(model, [tokenizer.encode(prompt)], SamplingSettings(**settings), tokenizer=tokenizer)[0]
+    if settings.get("num_beams", 1) != 1:
+        settings.setdefault("temperature", 0.0)
+    ids = tokenizer.encode(prompt, "all" if allow_special else frozenset())
+    return generate_ids(model, [ids], SamplingSettings(**settings), tokenizer=tokenizer)[0]
 
 
 def train(
@@ -37,19 +46,20 @@ def train(
 ) -> events.Finished:
     """Train on text into the run folder `out`; `options` are the flags of `gpt2kit train` (`--from` is `from_`).
 
-    `train(resume="runs/mine")` goes on with a run. `on_event` sees the plan, every step, evaluation and sample.
+    `train(resume="runs/mine")` goes on with a run. `on_event` sees the text being read, the plan, every
+    step, evaluation and sample.
     """
     paths = [data] if isinstance(data, (str, Path)) else list(data)
     _check("option", options, TrainOptions)
     options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     chosen = TrainOptions(data=[str(p) for p in paths], out=str(out) if out else "", **options)
+    tell: Callable[[events.Event], None] = (lambda event: None) if on_event is None else on_event
     if chosen.resume is not None:
         source = pretrain.resume(chosen.resume, lambda: False)
     else:
-        source = pretrain.start(chosen, lambda: False)
+        source = pretrain.start(chosen, lambda: False, tell)
     for event in source:
-        if on_event is not None:
-            on_event(event)
+        tell(event)
     assert isinstance(event, events.Finished)
     return event
 

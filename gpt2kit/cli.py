@@ -5,10 +5,12 @@ Exit codes: 0 done, 1 a check failed (doctor), 2 something for the user to put r
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -89,7 +91,10 @@ def _run(verb: str, arguments: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     found: Verb = importlib.import_module(f"gpt2kit.verbs.{VERBS[verb]}").VERBS[verb]
-    return found.run(_parse(verb, found, arguments))
+    try:
+        return found.run(_parse(verb, found, arguments))
+    except UserError as error:
+        raise _in_flags(error, found.options) from error
 
 
 def _parse(name: str, verb: Verb, arguments: list[str]) -> Any:
@@ -104,6 +109,23 @@ def _parse(name: str, verb: Verb, arguments: list[str]) -> Any:
         description=inspect.cleandoc(verb.options.__doc__ or "") if verb.help is None else verb.help,
         config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
     )  # fmt: skip
+
+
+def _in_flags(error: UserError, options: type) -> UserError:
+    """The same in the shell's words: `temperature=0` is `--temperature 0`, `n_embd 33 must` is `--n-embd 33 must`."""
+    names = [field.name for field in dataclasses.fields(options)]
+    message, hint = error.message, error.hint
+    begun = re.match(rf"({'|'.join(names)}) (must|exceeds|-?\d)", message)
+    if begun is not None:
+        known = [begun[1], *(name for name in names if "_" in name)]
+        message = re.sub(rf"\b({'|'.join(known)})\b", lambda name: _flag(name[0]), message)
+    if hint is not None:
+        hint = re.sub(rf"(?<![\w-])({'|'.join(names)})=(?=\S)", lambda name: f"{_flag(name[1])} ", hint)
+    return UserError(message, hint)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def _print_error(error: UserError) -> None:

@@ -281,8 +281,8 @@ def _covered(folder: Path) -> set[str]:
     return set() if known is None else {name.split("/")[0] for name in known["files"]} | {MANIFEST}
 
 
-def _check_replaceable(target: Path) -> None:
-    """Refuse to replace what we did not write: a user's own files would be gone."""
+def _check_replaceable(target: Path, kind: str) -> None:
+    """Refuse to replace what we did not write, or wrote as something else: it would be gone."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -295,6 +295,9 @@ def _check_replaceable(target: Path) -> None:
             f"{target} exists and holds {foreign[0]!r}, which gpt2kit did not write there: it would be lost",
             hint="choose another --out, or move that folder away",
         )
+    held = (manifest(target) or {}).get("kind", kind)
+    if held != kind:
+        raise UserError(f"{target} is a {held} folder, a {kind} folder would replace it", hint="choose another --out")
 
 
 @contextlib.contextmanager
@@ -311,7 +314,7 @@ def folder(target: Path, kind: str, lineage: dict[str, Any] | None = None) -> It
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.parent):  # between another writer's two renames the target is absent
             _recover(target)
-            _check_replaceable(target)
+            _check_replaceable(target, kind)
         _sweep(target)
         with _staging(target) as staging:
             filling = staging
@@ -326,7 +329,7 @@ def folder(target: Path, kind: str, lineage: dict[str, Any] | None = None) -> It
                 fsync_path(path)
             with _locked(target.parent):
                 _recover(target)
-                _check_replaceable(target)
+                _check_replaceable(target, kind)
                 _swap(staging, target)
     except UserError:
         raise

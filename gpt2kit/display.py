@@ -9,7 +9,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gpt2kit.data.pack import PackProgress
 from gpt2kit.progress import Progress
 from gpt2kit.recipes import events
 from gpt2kit.training import loop
@@ -37,14 +36,12 @@ class TrainingDisplay:
     ) -> None:
         self.progress.stop()
 
-    def packing(self, progress: PackProgress) -> None:
-        """Called while text is tokenised."""
-        self.progress.reading("packing", progress.read, progress.total, progress.tokens)
-
     def show(self, event: events.Event) -> None:
         match event:
             case events.Note(text):
                 self.console.print(Text(text), soft_wrap=True)
+            case events.Reading(work, read, total, tokens):
+                self.progress.reading(work, read, total, tokens)
             case events.Planned():
                 self._plan(event)
             case loop.Stepped():

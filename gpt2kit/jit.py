@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numba
@@ -11,8 +12,12 @@ import numba
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compiled(function: F, **options: Any) -> F:
-    """Compile on the first call, without the GIL; the machine code stays on disk where a cache folder is writable."""
+def compiled(function: F, parts: Sequence[types.ModuleType] = (), **options: Any) -> F:
+    """Compile on the first call, without the GIL; the machine code stays on disk where a cache folder is writable.
+
+    `parts` are the modules whose functions become part of the code. Numba looks at the function's own file only when it
+    asks whether its cache is still true; with `parts` a change in any of them makes it compile anew.
+    """
     options = {"nogil": True, **options}
     try:
         dispatcher = numba.njit(function, cache=True, **options)
@@ -22,7 +27,15 @@ def compiled(function: F, **options: Any) -> F:
     for name in ("load_overload", "save_overload"):
         if hasattr(stored, name):
             setattr(stored, name, _optional(getattr(stored, name)))
+    file = getattr(stored, "_cache_file", None)
+    if parts and hasattr(file, "_source_stamp"):
+        file._source_stamp = (file._source_stamp, *(_hash(part) for part in parts))
     return dispatcher  # type: ignore[no-any-return]
+
+
+def _hash(module: types.ModuleType) -> str:
+    source = getattr(module.__loader__, "get_data", None)
+    return "" if source is None or module.__file__ is None else hashlib.sha256(source(module.__file__)).hexdigest()
 
 
 def renamed(function: F, name: str) -> F:

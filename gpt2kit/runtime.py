@@ -305,12 +305,19 @@ def versions() -> dict[str, str]:
 
 
 def package_version() -> str:
+    """`0.1.0`; run from a source tree `0.1.0+source`, or `source tree` where that does not say its version."""
     from importlib import metadata
 
     try:
         return metadata.version("gpt2kit")
     except metadata.PackageNotFoundError:
-        return "not installed"
+        import tomllib
+
+    try:
+        project = tomllib.loads(_read(Path(__file__).parents[1] / "pyproject.toml"))["project"]
+        return f"{project['version']}+source" if project["name"] == "gpt2kit" else "source tree"
+    except (tomllib.TOMLDecodeError, KeyError):
+        return "source tree"
 
 
 @cache

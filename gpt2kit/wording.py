@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 
@@ -33,4 +34,9 @@ def plural(number: int, noun: str) -> str:
 
 def command(*words: object) -> str:
     """A command to type, quoted for the shell: `gpt2kit info 'my run'`."""
-    return shlex.join(["gpt2kit", *map(str, words)])
+    return " ".join(["gpt2kit", *(quoted(word) for word in words)])
+
+
+def quoted(word: object) -> str:
+    """One word for the shell. Letters of any script need no quotes (shlex.quote keeps to ASCII)."""
+    return str(word) if re.fullmatch(r"[\w@%+=:,./-]+", str(word)) else shlex.quote(str(word))

@@ -109,6 +109,16 @@ def test_generate_is_seeded_and_takes_the_sampling_settings(run: tuple[Any, list
     assert gpt2kit.generate(model, tokenizer, "the", max_tokens=3, temperature=0)[0].text != first[0].text
 
 
+def test_beam_search_takes_temperature_0_unless_it_is_told_otherwise(run: tuple[Any, list[Any]]) -> None:
+    model, tokenizer = gpt2kit.load(run[0].folder)
+    assert tokenizer is not None
+    (found,) = gpt2kit.generate(model, tokenizer, "the", num_beams=3, max_tokens=5)
+    (same,) = gpt2kit.generate(model, tokenizer, "the", num_beams=3, max_tokens=5, temperature=0)
+    assert found == same
+    with pytest.raises(gpt2kit.UserError, match="needs temperature 0"):
+        gpt2kit.generate(model, tokenizer, "the", num_beams=3, temperature=0.5)
+
+
 def test_resume_goes_on_with_a_run(run: tuple[Any, list[Any]]) -> None:
     finished = gpt2kit.train(resume=run[0].folder)
     assert (finished.step, finished.loss) == (run[0].step, run[0].loss)

@@ -6,11 +6,15 @@ import ast
 import importlib
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 import gpt2kit
+from gpt2kit.model import folder
+from gpt2kit.model.gpt2 import GPT2, GPT2Config
+from gpt2kit.text.training import train_tokenizer
 
 ROOT = Path(gpt2kit.__path__[0])
 ORDER = [
@@ -137,6 +141,39 @@ def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
     loaded = {name.split(".")[0] for name in result.stdout.split()}
     assert "gpt2kit" in loaded
     assert not loaded & (HEAVY | {"numpy", "numba", "tokenizers", "tiktoken"})
+
+
+@pytest.mark.parametrize("name", ["completion", "sampling", "config", "config_file", "headers", "files"])
+def test_decoding_and_model_folders_are_known_without_torch(name: str) -> None:
+    code = f"import sys, gpt2kit.model.{name}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {module.split(".")[0] for module in result.stdout.split()}
+    assert "gpt2kit" in loaded
+    assert not loaded & {"torch", "transformers", "matplotlib"}
+
+
+def test_a_model_folder_is_described_without_torch(tmp_path: Path) -> None:
+    """Not only the import: reading, checking and hashing it, too; and a prompt and its text."""
+    tokenizer = train_tokenizer(["once upon a time"], "char")
+    config = GPT2Config(vocab_size=tokenizer.vocab_size, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    folder.save(tmp_path / "model", GPT2(config), tokenizer)
+    use = """
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from gpt2kit.model import completion, files
+        from gpt2kit.model.sampling import SamplingSettings
+        files.describe("model"), files.identity("model"), files.lineage("model")
+        (config, tokenizer), _ = files.read_steadily(Path("model"), lambda notes: files.read_head(Path("model"), notes))
+        settings = completion.check_settings(SamplingSettings(max_tokens=1, temperature=0), config, tokenizer)
+        ids = completion.check_prompt("it", tokenizer.encode("once"), config, None, "slide")
+        row = completion.Generation(ids, settings, None, tokenizer, config.n_positions, "slide")
+        likely = np.arange(config.vocab_size) == tokenizer.encode("m")[0]
+        assert row.advance(likely.astype(np.float32)).finish_reason == "length"
+        assert row.completion().text == "m"
+        assert "torch" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(use)], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize("name", ["gpt2kit", "gpt2kit.model.folder", "gpt2kit.model.gpt2", "gpt2kit.commit"])

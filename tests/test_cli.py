@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -117,6 +118,7 @@ def test_wrong_values_and_missing_arguments_exit_with_two(words: list[str], caps
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
+        (["info", "my run"], "there is no model folder my run", "gpt2kit train my.txt --out 'my run'"),
         (["info", "nowhere"], "there is no model folder nowhere", "gpt2kit train my.txt --out nowhere"),
         (["generate", "nowhere", "a"], "nowhere", "gpt2kit train"),
         (["evaluate", "nowhere"], "nothing to evaluate on", "gpt2kit evaluate nowhere other.txt"),
@@ -126,7 +128,7 @@ def test_wrong_values_and_missing_arguments_exit_with_two(words: list[str], caps
         (["train"], "nothing to train on", "gpt2kit train my.txt --out runs/mine"),
         (["train", "a.txt"], "no --out folder was named", "--out runs/mine"),
         (["train", "a.txt", "--out", "b", "--minutes", "1", "--steps", "5"], "--minutes and --steps", "one of them"),
-        (["train", "a.txt", "--out", "b", "--minutes", "-1"], "minutes must be between", ""),
+        (["train", "a.txt", "--out", "b", "--minutes", "-1"], "--minutes must be between", ""),
         (["pack", "a.txt", "--out", "b", "--validation", "c", "--validation=d"], "--validation is given twice", "once"),
     ],
 )
@@ -152,6 +154,29 @@ def test_an_error_reaches_the_shell_without_a_traceback(tmp_path: Path) -> None:
     assert (
         done.stderr == "error: there is no model folder 没有\nhint:  make one with: gpt2kit train my.txt --out 没有\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("message", "hint", "said"),
+    [
+        ("n must be at most num_beams 2, got 3", None, "--n must be at most --num-beams 2, got 3"),
+        ("max_tokens must be a whole number", "max_tokens=5", "--max-tokens must be a whole number\n--max-tokens 5"),
+        ("my_n must be 3, top_k too", "in-n=5 or n= 5", "my_n must be 3, top_k too\nin-n=5 or n= 5"),
+        ("top_k.txt must go", "seed=1, or temperature=0", "top_k.txt must go\n--seed 1, or --temperature 0"),
+    ],
+)
+def test_settings_are_called_as_the_shell_calls_them(message: str, hint: str | None, said: str) -> None:
+    assert str(cli._in_flags(UserError(message, hint), generating.GenerateOptions)) == said
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_what_a_flag_turns_off_is_said_of_the_flag_as_it_is_written(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--no-sample  write a sample` would say the opposite."""
+    pattern = r"(--no-[\w-]+)(?: [A-Z]+)?\s+[│\s]*(\w.*?)\(default"
+    for flag, said in re.findall(pattern, _help(verb, capsys), re.DOTALL):
+        assert re.search(r"\b(no|not|without)\b", said), (flag, said)
 
 
 def test_markup_in_a_message_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

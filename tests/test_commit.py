@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ def run_child(code: str, *arguments: object, shell: str | None = None) -> subpro
 
 PRELUDE = """
 import os, sys
+from collections.abc import Iterator
 from pathlib import Path
 from gpt2kit import commit
 from gpt2kit.errors import UserError
@@ -130,6 +133,17 @@ def test_a_users_own_folder_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", "x")
     assert names(tmp_path) == {"mine", "a", "file", "empty"}
+
+
+def test_a_folder_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    """`gpt2kit tokenizer train --out MODEL` must not cost anybody the model."""
+    write(tmp_path / "a", "x")
+    with (
+        pytest.raises(UserError, match="a is a test folder, a tokenizer folder would replace it"),
+        commit.folder(tmp_path / "a", "tokenizer"),
+    ):
+        raise AssertionError("refused before the work begins")
+    assert content(tmp_path / "a") == "x"
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
@@ -214,7 +228,7 @@ def test_a_write_without_space_is_explained(tmp_path: Path) -> None:
     write(tmp_path / "a", "x")
     with (
         pytest.raises(UserError, match="no space left on the disk") as caught,
-        commit.folder(tmp_path / "a", "t"),
+        commit.folder(tmp_path / "a", "test"),
     ):
         fill_the_disk()
     assert "free some space" in str(caught.value)
@@ -361,6 +375,53 @@ def test_concurrent_writers_do_not_mix_and_the_last_one_wins(tmp_path: Path) -> 
     ]
     assert [child.wait(60) for child in children] == [0, 0]
     assert content(target) in "xy"
+    assert names(tmp_path) == {"a"}
+
+
+def test_a_writer_that_starts_between_anothers_renames_waits_before_it_looks_at_its_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a"
+    write(target, "x")
+    between, asked, go = threading.Event(), threading.Event(), threading.Event()
+    seen: list[bool] = []
+    rename, locked, check = os.rename, commit._locked, commit._check_replaceable
+
+    def second() -> bool:
+        return threading.current_thread().name == "second"
+
+    def held_rename(source: Path, to: Path) -> None:
+        if not second() and to == target:
+            between.set()
+            assert go.wait(20)
+        rename(source, to)
+
+    @contextlib.contextmanager
+    def noted_lock(parent: Path) -> Iterator[None]:
+        if second():
+            asked.set()
+        with locked(parent):
+            yield
+
+    def noted_look(at: Path, kind: str) -> None:
+        if second():
+            seen.append(at.exists())
+        check(at, kind)
+
+    monkeypatch.setattr(os, "rename", held_rename)
+    monkeypatch.setattr(commit, "_locked", noted_lock)
+    monkeypatch.setattr(commit, "_check_replaceable", noted_look)
+    writers = [threading.Thread(target=write, args=(target, name[0]), name=name) for name in ("first", "second")]
+    writers[0].start()
+    assert between.wait(20)
+    assert not target.exists()
+    writers[1].start()
+    assert asked.wait(20)
+    go.set()
+    for writer in writers:
+        writer.join(20)
+    assert seen == [True, True]
+    assert content(target) == "s"
     assert names(tmp_path) == {"a"}
 
 

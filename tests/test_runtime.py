@@ -228,6 +228,25 @@ def test_versions_name_everything() -> None:
     assert found["torch"] == str(torch.__version__)
 
 
+def test_a_source_tree_says_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "gpt2kit" / "runtime.py"))
+    assert runtime.package_version() == "source tree"
+    for text, version in (
+        ('[project]\nname = "gpt2kit"\nversion = "7.8.9"\n', "7.8.9+source"),
+        ('[project]\nname = "another"\nversion = "1"\n', "source tree"),
+        ('[project]\nname = "gpt2kit"\n', "source tree"),
+        ("[project", "source tree"),
+    ):
+        (tmp_path / "pyproject.toml").write_text(text)
+        assert runtime.package_version() == version
+
+
 def test_the_measured_precision_is_data_and_quick() -> None:
     runtime.choose_precision(budget=0.0)
     start = time.perf_counter()

@@ -33,3 +33,4 @@ def test_one_is_no_plural(number: int, words: str) -> None:
 def test_commands_can_be_pasted_into_a_shell() -> None:
     assert wording.command("train", "--resume", "runs/mine") == "gpt2kit train --resume runs/mine"
     assert wording.command("info", "my run; ls") == "gpt2kit info 'my run; ls'"
+    assert wording.command("info", "模型/一", "", "《书》") == "gpt2kit info 模型/一 '' '《书》'"

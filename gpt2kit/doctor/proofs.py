@@ -56,9 +56,10 @@ def tiny(dtype: str = "float64", seed: int = 0, **fields: Any) -> GPT2:
     import torch
 
     from gpt2kit.model import gpt2
+    from gpt2kit.model.config import GPT2Config
 
     shape = {"vocab_size": 23, "n_positions": 16, "n_embd": 15, "n_layer": 2, "n_head": 3}
-    model = gpt2.GPT2(gpt2.GPT2Config(**(shape | fields)))
+    model = gpt2.GPT2(GPT2Config(**(shape | fields)))
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -186,10 +187,11 @@ def prove_counts() -> str:
     """The published sizes, by formula and by counting the parameters of a model without storage."""
     import torch
 
+    from gpt2kit.model import config as shapes
     from gpt2kit.model import gpt2
 
     for name, expected in COUNTS.items():
-        config = getattr(gpt2, name)()
+        config = getattr(shapes, name)()
         if config.parameters != expected:
             raise Failed(f"{name} has {config.parameters:,} parameters by formula, OpenAI's has {expected:,}")
         with torch.device("meta"):

@@ -13,17 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpt2kit.model.decoder import (
-    Completion,
-    Decoder,
-    Finish,
-    Logits,
-    TextStream,
-    Window,
-    room,
-    stop_ids,
-    view_start,
-)
+from gpt2kit.model.completion import Completion, Finish, Logits, TextStream, Window, room, stop_ids, view_start
+from gpt2kit.model.decoder import Decoder
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.sampling import (
     Choice,

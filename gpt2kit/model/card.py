@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gpt2kit.model.gpt2 import GPT2Config
+from gpt2kit.model.config import GPT2Config
 
 HEADER = """\
 ---

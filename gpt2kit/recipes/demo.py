@@ -6,13 +6,12 @@ import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from gpt2kit.data.pack import PackProgress
 from gpt2kit.errors import UserError
 from gpt2kit.model import folder
 from gpt2kit.model.generate import generate
 from gpt2kit.model.sampling import SamplingSettings
 from gpt2kit.recipes import pretrain
-from gpt2kit.recipes.events import Event, Finished, Note
+from gpt2kit.recipes.events import Event, Finished, Note, Reading
 from gpt2kit.recipes.options import TrainOptions
 
 TEXT = "python-documentation.txt"
@@ -31,7 +30,7 @@ def demo(
     seconds: float,
     seed: int,
     stop: Callable[[], bool],
-    packing: Callable[[PackProgress], None] | None = None,
+    report: Callable[[Reading], None] = lambda reading: None,
 ) -> Generator[Event, None, None]:
     """Write the corpus beside the run, train, and write with the result; the events are those of `pretrain.start`."""
     target = Path(out)
@@ -44,7 +43,7 @@ def demo(
     source.mkdir(parents=True, exist_ok=True)
     try:
         (source / TEXT).write_text(corpus(), encoding="utf-8")
-        for event in pretrain.start(options, stop, packing):
+        for event in pretrain.start(options, stop, report):
             if isinstance(event, Finished) and event.resume is None:
                 yield Note(f"\nit writes:\n\n{_written(target, seed)}")
             yield event

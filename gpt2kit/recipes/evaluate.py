@@ -20,12 +20,13 @@ def evaluate_files(
     stride: int | None = None,
     field: str | None = None,
     note: Callable[[str], None] = lambda text: None,
+    allow_hub: bool = False,
 ) -> Evaluation:
     """Score a model on text files, or on the validation split of a packed folder."""
     notes: list[str] = []
     runtime.set_threads()
     runtime.tune_allocator()
-    model, tokenizer = folder.load(model_folder, notes=notes)
+    model, tokenizer = folder.load(model_folder, notes=notes, allow_hub=allow_hub)
     if len(paths) == 1 and is_packed(paths[0]):
         tokens = open_packed(paths[0], "val", None if tokenizer is None else tokenizer.hash)
         result = evaluate(model, tokenizer, tokens, context, stride)

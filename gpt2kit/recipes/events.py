@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2kit import runtime
-from gpt2kit.model.gpt2 import GPT2Config
+from gpt2kit.model.config import GPT2Config
 from gpt2kit.training import loop, plan
 from gpt2kit.training.config import TrainConfig
 
@@ -14,6 +14,16 @@ from gpt2kit.training.config import TrainConfig
 @dataclass(frozen=True)
 class Note:
     text: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far a corpus is read. It goes to a recipe's `report`, not into its stream: nothing is yielded meanwhile."""
+
+    work: str  # "learning" a vocabulary, or "packing"
+    read: int  # bytes from the disk so far
+    total: int | None  # bytes of all of it, where that is known
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,4 +50,4 @@ class Finished:
     resume: str | None  # the command that goes on, where the run was stopped
 
 
-Event = loop.Event | Note | Planned | Sampled | Finished
+Event = loop.Event | Note | Reading | Planned | Sampled | Finished

@@ -53,13 +53,15 @@ class TrainOptions:
     precision: PrecisionName = "auto"  # auto measures bf16 against fp32 here
     evaluate_every: int | None = None  # steps
     evaluate_tokens: int | None = None  # of the validation split; 0: all
-    checkpoint_every: int | None = None  # steps
-    keep: int | None = None  # newest checkpoints kept, besides the best
+    checkpoint_every: int | None = None  # steps; each evaluation with a better loss makes a checkpoint too
+    keep: int | None = None  # newest checkpoints kept (2), besides the best of all evaluations
     patience: int | None = None  # evaluations without a better loss before stopping early
     workers: int | None = None  # threads that each take a slice of the batch
     threads: int | None = None  # cores to use
     tensorboard: bool | None = None  # write TensorBoard files too
-    sample: bool = True  # write a sample at each evaluation
+    # write a sample at each evaluation
+    sample: Annotated[bool, tyro.conf.arg(help="write no samples at evaluations")] = True
+    hub: bool = False  # let --from be a name on the Hugging Face hub
 
     def __post_init__(self) -> None:
         if self.resume is not None:
@@ -75,6 +77,8 @@ class TrainOptions:
             raise UserError(f"minutes must be between 0.05 and 86,400, got {self.minutes}")
         if self.minutes is not None and self.steps is not None:
             raise UserError("--minutes and --steps both say how long to train", hint="give one of them")
+        if self.hub and self.from_ is None:
+            raise UserError("--hub says where --from may be, but there is no --from", hint="leave it out")
         if self.from_ is not None:
             for name in ("tokenizer", "vocab_size", "preset", "n_layer", "n_head", "n_embd"):
                 if getattr(self, name) is not None:

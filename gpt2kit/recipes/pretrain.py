@@ -6,7 +6,6 @@ Data flow: files -> tokenizer -> packed folder -> plan -> loop -> model folder. 
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,32 +14,36 @@ import torch
 
 from gpt2kit import commit, runtime
 from gpt2kit.data.loader import Batches
-from gpt2kit.data.pack import PackProgress
 from gpt2kit.data.packed import open_packed
 from gpt2kit.errors import UserError
 from gpt2kit.model import folder as model_folder
-from gpt2kit.model.gpt2 import GPT2, GPT2Config
+from gpt2kit.model.config import GPT2Config
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.recipes import data as data_recipe
-from gpt2kit.recipes.events import Event, Note, Planned
+from gpt2kit.recipes.events import Event, Note, Planned, Reading
 from gpt2kit.recipes.options import TrainOptions
 from gpt2kit.recipes.shape import choose
 from gpt2kit.recipes.sitting import sit
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import checkpoint, plan
 from gpt2kit.training.objectives import SPECIAL_TOKENS, Objective
+from gpt2kit.wording import command
 
 RUN = "run.json"
 
 
 def start(
-    options: TrainOptions, stop: Callable[[], bool], packing: Callable[[PackProgress], None] | None = None
+    options: TrainOptions, stop: Callable[[], bool], report: Callable[[Reading], None] = lambda reading: None
 ) -> Iterator[Event]:
-    """A new run, as `options` (recipes/options.py) say. Yields events; the last is `Finished`."""
+    """A new run, as `options` (recipes/options.py) say. Yields events; the last is `Finished`.
+
+    `report` is called while the corpus is read.
+    """
     out = Path(options.out)
     if out.exists() and any(p.name != "data" and not p.name.startswith(".") for p in out.iterdir()):
         raise UserError(
             f"{out} already holds something",
-            hint=f"go on with it: gpt2kit train --resume {shlex.quote(str(out))}, or choose another --out",
+            hint=f"go on with it: {command('train', '--resume', out)}, or choose another --out",
         )
     runtime.set_threads(options.threads)
     runtime.tune_allocator()
@@ -48,29 +51,26 @@ def start(
         options.data, vocab_size=options.vocab_size, field=options.field, validation=options.validation
     )
     notes: list[str] = []
-    base, tokenizer = (None, None) if options.from_ is None else model_folder.load(options.from_, notes=notes)
+    parent = None if options.from_ is None else _parent(options.from_, options.hub)
+    base, tokenizer = (None, None) if parent is None else model_folder.load(parent["folder"], notes=notes)
     if options.tokenizer is not None and data_recipe.is_packed(options.data[0]):
         tokenizer = Tokenizer.load(options.tokenizer)  # must be the one that packed it
-    packed, report, tokenizer = data_recipe.prepare(
+    packed, data, tokenizer = data_recipe.prepare(
         options.data, out / "data", tokenizer, lambda: data_recipe.pick_tokenizer(
             options.data, options.field, options.tokenizer, options.vocab_size,
             SPECIAL_TOKENS[options.objective or "next"], notes.append,
-        ), options.field, options.validation, packing,
+            lambda read, total: report(Reading("learning", read, total)),
+        ), options.field, options.validation, lambda p: report(Reading("packing", p.read, p.total, p.tokens)),
     )  # fmt: skip
-    yield from map(Note, [*notes, *report.notes, data_recipe.describe(report)])
+    yield from map(Note, [*notes, *data.notes, data_recipe.describe(data)])
     precision = runtime.choose_precision(options.precision, device=runtime.device().type)
-    train_tokens = report.splits["train"].tokens
+    train_tokens = data.splits["train"].tokens
     model_config, config, speed, reasons = choose(options, base, tokenizer, precision, train_tokens)
     made = plan.make(model_config, config, precision, train_tokens, speed, reasons)
     yield Planned(made, model_config, config, precision)
     made.check_memory()
     Batches(open_packed(packed, "train"), config.context, config.batch, config.seed)  # refuses too little text
     Objective(config, model_config.vocab_size, tokenizer)  # refuses missing special tokens
-    parents = (
-        []
-        if options.from_ is None
-        else [{"folder": str(Path(options.from_).resolve()), "hash": model_folder.identity(options.from_)}]
-    )
     del base
     record = {
         "name": out.resolve().name,
@@ -81,11 +81,11 @@ def start(
         "minutes": options.minutes,
         "data": {
             "folder": str(packed.resolve() if packed != out / "data" else "data"),
-            "hash": report.data_hash,
+            "hash": data.data_hash,
             "sources": [Path(path).name for path in options.data],
             "training_tokens": train_tokens,
         },
-        "parents": parents,
+        "parents": [] if parent is None else [{**parent, "hash": model_folder.identity(parent["folder"])}],
         "sample": options.sample,
     }
     commit.replace_json(out / RUN, record)
@@ -113,6 +113,13 @@ def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
         network = GPT2(GPT2Config(**record["model"]), torch.Generator())
         tokenizer = Tokenizer.find(path)
     yield from sit(out, record, network, tokenizer, path, stop)
+
+
+def _parent(name: str, hub: bool) -> dict[str, str]:
+    """The model to start from, by the name to remember it by and the folder: here, or downloaded where `hub`."""
+    if hub and not Path(name).exists():
+        return {"name": name, "folder": str(model_folder.resolve(name, allow_hub=True)[0])}
+    return {"name": Path(name).resolve().name, "folder": str(Path(name).resolve())}
 
 
 def _beginning(record: dict[str, Any]) -> GPT2:

@@ -7,7 +7,8 @@ from typing import Any
 
 from gpt2kit import runtime
 from gpt2kit.errors import UserError
-from gpt2kit.model.gpt2 import GPT2, GPT2Config
+from gpt2kit.model.config import GPT2Config
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.recipes.options import TrainOptions
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import plan
@@ -16,7 +17,8 @@ from gpt2kit.training.config import TrainConfig
 DEFAULT_STEPS = 1000
 EVALUATIONS, CHECKPOINTS = 20, 5  # in a run, where nothing else is asked for
 WATCHING_SHARE = 0.08  # of the minutes that evaluations, plots, samples and checkpoints may take
-WATCHING_SECONDS = 0.7  # of one evaluation besides its forward passes: plot, sample, checkpoint
+WATCHING_SECONDS = 0.7  # of one evaluation besides its forward passes: plot, sample, a small checkpoint
+SAVING_SECONDS = 5e-8  # of a checkpoint, a parameter: 8.6 bytes written, hashed and synced at 150-250 MB/s
 EVALUATION_SHARE = 0.005  # of the minutes that the forward passes of one evaluation may take
 TUNING_RATE = 0.2  # of the preset's learning rates, when training goes on from a model's weights
 Choice = tuple[GPT2Config, TrainConfig, float | None, tuple[str, ...]]
@@ -73,16 +75,16 @@ def _for_minutes(
         return _build(options, tokenizer, shape, n_head, {"matrix_learning_rate": rate})
 
     model, config, speed, reasons = plan.for_minutes(options.minutes, build, precision, train_tokens)
-    return model, _intervals(options, config, speed), speed, reasons
+    return model, _intervals(options, model, config, speed), speed, reasons
 
 
 def _timed(options: TrainOptions, model: GPT2Config, config: TrainConfig, precision: runtime.Precision) -> Choice:
     """Turn minutes into steps by measuring this shape; without minutes the steps are as asked."""
     if options.minutes is None:
-        return model, _intervals(options, config), None, ()
+        return model, _intervals(options, model, config), None, ()
     speed = plan.tokens_per_second(model, config, precision)
     steps = plan.steps_for(options.minutes, speed, config)
-    return model, _intervals(options, dataclasses.replace(config, steps=steps), speed), speed, ()
+    return model, _intervals(options, model, dataclasses.replace(config, steps=steps), speed), speed, ()
 
 
 def _build(
@@ -108,7 +110,7 @@ def _slices(config: TrainConfig, model: GPT2Config) -> TrainConfig:
     return dataclasses.replace(config, workers=workers, micro_batch=micro)
 
 
-def _intervals(options: TrainOptions, config: TrainConfig, speed: float = 0.0) -> TrainConfig:
+def _intervals(options: TrainOptions, model: GPT2Config, config: TrainConfig, speed: float = 0.0) -> TrainConfig:
     """Evaluate as often as people like to look, but within WATCHING_SHARE of the minutes."""
     times = EVALUATIONS
     if options.minutes is not None:
@@ -116,7 +118,7 @@ def _intervals(options: TrainOptions, config: TrainConfig, speed: float = 0.0) -
         if options.evaluate_tokens is None:
             most = int(forward * options.minutes * 60 * EVALUATION_SHARE)
             config = dataclasses.replace(config, evaluate_tokens=min(config.evaluate_tokens, max(4096, most)))
-        cost = WATCHING_SECONDS + (config.evaluate_tokens or 1_000_000) / forward
+        cost = WATCHING_SECONDS + SAVING_SECONDS * model.parameters + (config.evaluate_tokens or 1_000_000) / forward
         times = max(1, min(EVALUATIONS, int(options.minutes * 60 * WATCHING_SHARE / cost)))
     evaluate = options.evaluate_every or max(1, config.steps // times)
     checkpoint = options.checkpoint_every or max(1, evaluate * max(1, config.steps // CHECKPOINTS // evaluate))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from gpt2kit.training import checkpoint, loop, optim
 from gpt2kit.training.checkpoint import State
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.track import Track
+from gpt2kit.wording import command
 
 
 def sit(
@@ -37,7 +37,7 @@ def sit(
     optimizers = optim.build(network, config)
     state = State(total=config.steps) if path is None else checkpoint.restore(path, network, optimizers)
     lineage = {k: record[k] for k in ("name", "settings", "precision", "threads")}
-    lineage["parents"] = [{**parent, "folder": Path(parent["folder"]).name} for parent in record["parents"]]
+    lineage["parents"] = [{"folder": parent["name"], "hash": parent["hash"]} for parent in record["parents"]]
     lineage["data"] = {k: v for k, v in record["data"].items() if k != "folder"}  # no path of this machine
     run = loop.Run(
         out, network, tokenizer, config, Batches(tokens, config.context, config.batch, config.seed),
@@ -64,14 +64,7 @@ def sit(
 def finish(run: loop.Run, state: State, reason: str) -> Finished:
     """Put the best checkpoint's weights into the run folder; a run that was asked to stop only says how to go on."""
     if reason == "asked":
-        return Finished(
-            run.folder,
-            state.step,
-            None,
-            state.seconds,
-            reason,
-            f"gpt2kit train --resume {shlex.quote(str(run.folder))}",
-        )
+        return Finished(run.folder, state.step, None, state.seconds, reason, command("train", "--resume", run.folder))
     step = checkpoint.best(run.folder, state)
     assert step is not None
     model, tokenizer = model_folder.load(checkpoint.folder_of(run.folder, step))

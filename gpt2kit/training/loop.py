@@ -121,7 +121,7 @@ def fit(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Iter
             save = state.step % config.checkpoint_every == 0 or last
             if run.validation is not None and (state.step % config.evaluate_every == 0 or save):
                 evaluated = _evaluate(run, gradients, state)
-                save = save or (evaluated.best and config.patience > 0)
+                save = save or evaluated.best
                 yield evaluated
             if save or state.stopped_early:
                 yield _save(run, optimizers, state)

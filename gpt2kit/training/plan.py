@@ -16,7 +16,8 @@ import torch
 
 from gpt2kit import runtime
 from gpt2kit.errors import UserError, unknown
-from gpt2kit.model.gpt2 import GPT2, GPT2Config
+from gpt2kit.model.config import GPT2Config
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training import fast, losses, optim
 from gpt2kit.training.config import TrainConfig
 

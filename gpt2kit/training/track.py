@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from gpt2kit.training.loop import Evaluated, Event, Replanned, Saved, Stepped, S
 
 METRICS, PLOT, SAMPLES = "metrics.jsonl", "loss.png", "samples.txt"
 ROWS = 2000  # about so many training rows a run: one every total/ROWS steps
+PLOT_SHARE = 0.02  # of the time that drawing the curve may take, apart from the last one
+PLOT_SECONDS = 0.5  # of the first one: matplotlib is imported
 
 
 class Track:
@@ -31,6 +35,8 @@ class Track:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         os.replace(temporary, self.path)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+        self.begun, self.drawing, self.next = time.perf_counter(), 0.0, PLOT_SECONDS  # seconds
+        self.changed = False  # since the curve was drawn
 
     def write(self, event: Event) -> None:
         match event:
@@ -40,7 +46,9 @@ class Track:
             case Evaluated(step, loss, best):
                 self._row("evaluation", step, validation_loss=loss, best=best)
                 self.file.flush()
-                plot(self.folder)
+                self.changed = True
+                if self.drawing + self.next <= PLOT_SHARE * (time.perf_counter() - self.begun):
+                    self._draw()
             case Saved(step, path):
                 self._row("checkpoint", step, folder=path.name)
             case Replanned(step, total):
@@ -60,8 +68,18 @@ class Track:
         with open(self.folder / SAMPLES, "a", encoding="utf-8") as file:
             file.write(f"--- step {step}\n{text}\n\n")
 
+    def _draw(self) -> None:
+        start = time.perf_counter()
+        plot(self.folder)
+        self.changed, self.next = False, time.perf_counter() - start
+        self.drawing += self.next
+
     def close(self) -> None:
+        """Draw the curve once more where it is behind; also after a failure, which a full disk must not hide."""
         self.file.close()
+        if self.changed:
+            with contextlib.suppress(OSError):
+                self._draw()
 
 
 def _trim_samples(path: Path, step: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -29,15 +30,20 @@ class TokenizerTrainOptions:
 
 
 def run_tokenizer_train(options: TokenizerTrainOptions) -> int:
+    from pathlib import Path
+
+    from gpt2kit import commit
     from gpt2kit.progress import Progress
     from gpt2kit.recipes.data import learn
 
-    with Progress(transient=True) as shown:
+    lineage: dict[str, Any] = {"data": {"sources": [Path(path).name for path in options.data]}}
+    with commit.folder(Path(options.out), "tokenizer", lineage) as staging, Progress(transient=True) as shown:
         tokenizer = learn(
             options.data, options.field, options.kind, options.vocab_size, options.special, options.segmenter,
             lambda read, total: shown.reading("learning", read, total),
         )  # fmt: skip
-    tokenizer.save(options.out)
+        tokenizer.save(staging)
+        lineage["tokenizer"] = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "hash": tokenizer.hash}
     print(f"{options.out}: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {tokenizer.hash[:16]}")
     return 0
 

@@ -12,6 +12,8 @@ from gpt2kit.errors import UserError
 from gpt2kit.verbs import Verb
 from gpt2kit.verbs.output import print_json, print_notes
 
+TEMPERATURE = 0.8  # where neither a temperature nor beam search is asked for
+
 
 @dataclass
 class GenerateOptions:
@@ -28,7 +30,7 @@ class GenerateOptions:
     model: Positional[str]  # a model, run or checkpoint folder
     prompt: Positional[str] = ""  # the text to go on from; - reads standard input
     max_tokens: int = 128  # at most so many new tokens
-    temperature: float = 0.8  # 0: always the likeliest token
+    temperature: float | None = None  # 0: always the likeliest token; None: 0.8, and 0 with --num-beams
     top_k: int = 0  # 0: off
     top_p: float = 0.95  # 1: off
     min_p: float = 0.0  # drop tokens below this share of the likeliest one's probability; 0: off
@@ -37,12 +39,13 @@ class GenerateOptions:
     presence_penalty: float = 0.0  # taken off the logit of each token that occurred
     frequency_penalty: float = 0.0  # taken off for each time that it occurred
     no_repeat_ngram: int = 0  # no run of so many tokens occurs twice; 0: off
-    num_beams: int = 1  # beam search with so many beams; 1: off
+    num_beams: int = 1  # beam search with so many beams, at temperature 0; 1: off
     length_penalty: float = 1.0  # of beam search; above 1 favours longer texts
     seed: int | None = None  # same seed, same text; None: a new one each time, which --json reports
     n: int = 1  # completions
     # ends the text; one string each time: --stop A --stop B
     stop: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
+    allow_special: bool = False  # special tokens in the prompt, such as <|endoftext|>, are not ordinary text
     logprobs: int | None = None  # alternatives a token, with --json
     json: bool = False  # one JSON object a completion
     reference: bool = False  # the model file's own decoder; the only one so far
@@ -62,8 +65,10 @@ def run_generate(options: GenerateOptions) -> int:
     prompt = _prompt(options.prompt)
     own = {f.name for f in dataclasses.fields(SamplingSettings)}
     values = {k: v for k, v in dataclasses.asdict(options).items() if k in own}
+    if options.temperature is None:
+        values["temperature"] = TEMPERATURE if options.num_beams == 1 else 0.0
     settings = SamplingSettings(**values)
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt, "all" if options.allow_special else frozenset())
     if options.json or settings.n > 1 or settings.num_beams > 1:
         for completion in generate(model, [ids], settings, tokenizer=tokenizer)[0]:
             if options.json:

@@ -27,6 +27,7 @@ class EvaluateOptions:
     stride: int | None = None  # tokens from window to window; None: half the context
     field: str | None = None  # the text field of .jsonl, .csv, .tsv and .parquet
     json: bool = False  # one JSON object with every figure
+    hub: bool = False  # let MODEL be a name on the Hugging Face hub
 
 
 def run_evaluate(options: EvaluateOptions) -> int:
@@ -35,7 +36,9 @@ def run_evaluate(options: EvaluateOptions) -> int:
     if not options.data:
         raise UserError("nothing to evaluate on", hint=command("evaluate", options.model, "other.txt"))
     notes: list[str] = []
-    result = evaluate_files(options.model, options.data, options.context, options.stride, options.field, notes.append)
+    result = evaluate_files(
+        options.model, options.data, options.context, options.stride, options.field, notes.append, options.hub
+    )
     print_notes(notes)
     if options.json:
         print_json(result.to_dict())
@@ -46,6 +49,8 @@ def run_evaluate(options: EvaluateOptions) -> int:
     print(f"loss                {result.loss:.4f} nats per {result.unit}")
     print(f"on                  {result.tokens:,} tokens, {result.bytes:,} bytes, {result.characters:,} characters")
     print(f"context {result.context}, stride {result.stride}, tokenizer {result.tokenizer_hash[:16]}")
+    if not result.lossless:
+        print("lossless            no: the tokens do not give this text back, so bits per byte flatter the model")
     print(f"protocol: {result.protocol}")
     return 0
 
@@ -64,9 +69,9 @@ class InfoOptions:
 
 
 def run_info(options: InfoOptions) -> int:
-    from gpt2kit.model import folder
+    from gpt2kit.model import files
 
-    found = folder.describe(options.model, allow_hub=options.hub)
+    found = files.describe(options.model, allow_hub=options.hub)
     if options.json:
         print_json(found)
         return 0
@@ -101,13 +106,16 @@ class DoctorOptions:
 
     model: Positional[str | None] = None  # a model folder to check too
     json: bool = False  # one JSON object a check
+    hub: bool = False  # let MODEL be a name on the Hugging Face hub
 
 
 def run_doctor(options: DoctorOptions) -> int:
     from gpt2kit.doctor import run_checks
+    from gpt2kit.model import files
 
+    folder = options.model if options.model is None or not options.hub else files.resolve(options.model, True)[0]
     failed = 0
-    for result in run_checks(options.model):
+    for result in run_checks(folder):
         failed += not result.ok
         if options.json:
             print_json(dataclasses.asdict(result))

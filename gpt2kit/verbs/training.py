@@ -14,10 +14,9 @@ from gpt2kit.recipes.options import TrainOptions
 from gpt2kit.verbs import Verb
 
 if TYPE_CHECKING:
-    from gpt2kit.data.pack import PackProgress
-    from gpt2kit.recipes.events import Event
+    from gpt2kit.recipes.events import Event, Reading
 
-Source = Callable[[Callable[[], bool], "Callable[[PackProgress], None]"], "Generator[Event, None, None]"]
+Source = Callable[[Callable[[], bool], "Callable[[Reading], None]"], "Generator[Event, None, None]"]
 
 TRAIN_HELP = """\
 Train a GPT-2 on text, into a run folder: the model, its checkpoints, metrics, samples and a loss curve.
@@ -49,11 +48,11 @@ class DemoOptions:
 def run_train(options: TrainOptions) -> int:
     from gpt2kit.recipes import pretrain
 
-    def events(stop: Callable[[], bool], packing: Callable[[PackProgress], None]) -> Generator[Event, None, None]:
+    def events(stop: Callable[[], bool], report: Callable[[Reading], None]) -> Generator[Event, None, None]:
         if options.resume is not None:
             yield from pretrain.resume(options.resume, stop)
         else:
-            yield from pretrain.start(options, stop, packing)
+            yield from pretrain.start(options, stop, report)
 
     return _follow(events)
 
@@ -61,7 +60,7 @@ def run_train(options: TrainOptions) -> int:
 def run_demo(options: DemoOptions) -> int:
     from gpt2kit.recipes.demo import demo
 
-    return _follow(lambda stop, packing: demo(options.out, options.seconds, options.seed, stop, packing))
+    return _follow(lambda stop, report: demo(options.out, options.seconds, options.seed, stop, report))
 
 
 def _follow(source: Source) -> int:
@@ -73,7 +72,7 @@ def _follow(source: Source) -> int:
     with (
         signals() as asked,
         TrainingDisplay() as display,
-        contextlib.closing(source(asked.yes, display.packing)) as events,  # the recipe tidies up, whatever happens
+        contextlib.closing(source(asked.yes, display.show)) as events,  # the recipe tidies up, whatever happens
     ):
         for event in events:
             asked.training = asked.training or not isinstance(event, Note)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gpt2kit import commit
+from gpt2kit.text.tokenizer import Tokenizer
 
 Run = Callable[..., Any]
 POEM = "床前明月光，疑是地上霜。\n舉頭望明月，低頭思故鄉。\n春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。\n\n"
@@ -47,6 +51,37 @@ def test_a_vocabulary_then_a_packed_folder_then_a_model(run: Run, train: Run, en
     found = json.loads(cut.out)
     assert "".join(piece for _, piece in found["pieces"]).startswith("How is this cut?")
     assert found["tokens_per_character"] > found["tokens_per_byte"] > 0
+
+
+def test_a_vocabulary_is_committed_whole_and_never_over_a_model(
+    run: Run, trained: Any, english: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("my.txt").write_text(english, encoding="utf-8")
+    words = ("tokenizer", "train", "my.txt", "--kind", "char", "--out")
+    assert run(*words, "vocab").code == 0
+    manifest = commit.verify(Path("vocab"))
+    assert manifest is not None
+    assert manifest["kind"] == "tokenizer"
+    assert manifest["tokenizer"]["hash"] == Tokenizer.load("vocab").hash
+    assert manifest["data"] == {"sources": ["my.txt"]}
+
+    def full(self: Tokenizer, folder: Path) -> None:
+        (Path(folder) / "tokenizer.json").write_text("{")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Tokenizer, "save", full)
+        failed = run(*words, "vocab")
+    assert failed.code == 2
+    assert "no space left on the disk" in failed.err
+    assert commit.verify(Path("vocab")) == manifest
+    assert run(*words, "vocab").code == 0  # its own kind is replaced
+    others = shutil.ignore_patterns("*.png", "*.jsonl", "data", "checkpoints", "run.json")
+    shutil.copytree(trained.folder, "model", ignore=others)
+    refused = run(*words, "model")
+    assert refused.code == 2
+    assert "model is a model folder, a tokenizer folder would replace it" in refused.err
+    assert commit.verify(Path("model")) is not None
 
 
 def test_a_packed_folder_of_another_vocabulary_is_refused_by_name(run: Run, train: Run, trained: Any) -> None:

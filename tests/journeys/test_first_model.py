@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+import gpt2kit
+from gpt2kit.model import files
+from gpt2kit.model.generate import generate
+
 Run = Callable[..., Any]
 Trained = Any  # conftest's: folder, text, result
 
@@ -72,6 +76,33 @@ def test_several_completions_are_printed_apart(trained: Trained, run: Run) -> No
     assert out.count("\n---\n") == 3
 
 
+def test_beam_search_needs_no_other_flag_and_refuses_a_temperature(trained: Trained, run: Run) -> None:
+    words = ("generate", trained.folder, "The", "--max-tokens", 6, "--num-beams", 3)
+    plain = run(*words)
+    assert plain.code == 0, plain.err
+    assert plain.out == run(*words, "--temperature", 0).out
+    refused = run(*words, "--temperature", 0.5)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.endswith("it needs temperature 0\nhint:  --temperature 0\n")
+
+
+def test_special_tokens_in_a_prompt_count_only_where_they_are_allowed(trained: Trained, run: Run) -> None:
+    prompt = "The<|endoftext|>a"
+    words = ("generate", trained.folder, prompt, "--max-tokens", 1, "--temperature", 0, "--logprobs", 0, "--json")
+    model, tokenizer = gpt2kit.load(trained.folder)
+    settings = gpt2kit.SamplingSettings(max_tokens=1, temperature=0, logprobs=0)
+    for flags, ids in (
+        ((), [tokenizer.encode(c)[0] for c in prompt]),
+        (("--allow-special",), [*tokenizer.encode("The"), tokenizer.eot_id, *tokenizer.encode("a")]),
+    ):
+        said = json.loads(run(*words, *flags).out)["logprobs"][0]["logprob"]
+        assert said == generate(model, [ids], settings, tokenizer=tokenizer)[0][0].logprobs[0].logprob
+        same = gpt2kit.generate(
+            model, tokenizer, prompt, allow_special=bool(flags), max_tokens=1, temperature=0, logprobs=0
+        )
+        assert same[0].logprobs[0].logprob == said
+
+
 def test_each_stop_string_ends_the_text(trained: Trained, run: Run) -> None:
     base = ("generate", trained.folder, "The", "--max-tokens", 40, "--seed", 3, "--json")
     free = json.loads(run(*base).out)["text"]
@@ -110,6 +141,8 @@ def test_evaluate_gives_every_figure_with_its_protocol(trained: Trained, run: Ru
     plain = run("evaluate", trained.folder, "other.txt")
     for part in ("perplexity", "per char token", "bits per byte", "bits per character", "context 16, stride 8"):
         assert part in plain.out
+    assert "\nlossless            no: the tokens do not give this text back" in plain.out  # no Chinese was learned
+    assert "lossless" not in run("evaluate", trained.folder, trained.text).out
     result = run("evaluate", trained.folder, "other.txt", "--json", "--context", 8, "--stride", 2)
     found = json.loads(result.out)
     assert (found["context"], found["stride"]) == (8, 2)
@@ -140,6 +173,29 @@ def test_a_model_trains_on_from_another(trained: Trained, run: Run) -> None:
     assert lineage["parents"][0]["folder"] == trained.folder.name  # no path of this machine
     refused = run("train", trained.text, "--from", trained.folder, "--out", "x", "--n-layer", 2)
     assert (refused.code, "--n-layer cannot be given with --from" in refused.err) == (2, True)
+
+
+def test_a_model_on_the_hub_is_scored_trained_on_and_proved_where_that_is_allowed(
+    trained: Trained, run: Run, hub: Callable[[str, Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub("someone/tiny", trained.folder)
+    here = run("evaluate", trained.folder, trained.text).out
+    assert run("evaluate", "someone/tiny", trained.text).code == 2
+    assert run("evaluate", "someone/tiny", trained.text, "--hub").out == here
+    words = ("train", trained.text, "--from", "someone/tiny", "--out", "a", "--steps", 2, "--batch", 4,
+             "--precision", "fp32", "--no-sample", "--evaluate-every", 2)  # fmt: skip
+    assert run(*words).code == 2
+    assert run(*words, "--hub").code == 0
+    parents = json.loads(run("info", "a", "--json").out)["lineage"]["parents"]
+    assert parents == [{"folder": "someone/tiny", "hash": files.identity(trained.folder)}]
+    shutil.rmtree("a/checkpoints")
+    assert run("train", "--resume", "a").code == 0  # finds its parent again
+    refused = run("train", trained.text, "--out", "b", "--hub")
+    assert (refused.code, "there is no --from" in refused.err) == (2, True)
+    proved: list[Path] = []
+    monkeypatch.setattr("gpt2kit.doctor.run_checks", lambda folder: proved.append(folder) or iter(()))
+    assert run("doctor", "someone/tiny", "--hub").code == 0
+    assert files.identity(proved[0]) == files.identity(trained.folder)
 
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(trained: Trained, run: Run, tiny: list[str]) -> None:

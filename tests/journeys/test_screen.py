@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from gpt2kit import display
-from gpt2kit.data.pack import PackProgress
-from gpt2kit.recipes.events import Finished
+from gpt2kit import display, progress
+from gpt2kit.recipes.events import Finished, Reading
 from gpt2kit.training.loop import Evaluated, Stepped
 
 
@@ -21,7 +20,7 @@ def test_a_log_gets_lines_and_the_last_has_the_last_validation_loss(capsys: pyte
         shown.show(Stepped(1, 2, 3.0, 1.0, 1.0, 500.0, 2.0))
         assert capsys.readouterr().out == ""  # not in the first seconds
         shown.progress.last_line -= 60
-        shown.packing(PackProgress(5_000_000, 20_000_000, 10, 5_000_000, 1_500_000))
+        shown.show(Reading("packing", 5_000_000, 20_000_000, 1_500_000))
         assert capsys.readouterr().out == "packing 5.0 of 20.0 MB, 1.5 M tokens\n"
         shown.progress.last_line -= 60
         shown.show(Stepped(2, 2, 2.5, 1.0, 0.0, 500.0, 0.0))
@@ -43,6 +42,18 @@ def test_commands_are_quoted_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert "validation loss 2.0000 (stopped early" in out
     assert out.endswith(
         "  gpt2kit generate 'my run' \"Once\"\n  gpt2kit info 'my run'\n  gpt2kit evaluate 'my run' other.txt\n"
+    )
+
+
+def test_learning_a_vocabulary_shows_how_far_it_is(
+    run: Any, tiny: list[str], english: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "READ_SECONDS", 0.0)
+    Path("my.txt").write_text(english, encoding="utf-8")
+    out = run("train", "my.txt", "--out", "a", "--steps", 1, *tiny).out
+    assert re.search(
+        r"^learning 0\.0 of 0\.0 MB\n(.*\n)*packing 0\.0 of 0\.0 MB, \S+ k? ?tokens\n(.*\n)*the plan", out, re.M
     )
 
 

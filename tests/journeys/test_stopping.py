@@ -54,7 +54,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_weights(
     assert "stopping after this step" in err
     assert "Traceback" not in err
     checkpoints = list((tmp_path / "my run" / "checkpoints").iterdir())
-    assert len(checkpoints) == 1
+    assert 1 <= len(checkpoints) <= 2  # the best evaluation's, and that of the signal
     assert not (tmp_path / "my run" / "model.safetensors").exists()
     assert "nothing is lost" in out
     words = shlex.split(out.strip().splitlines()[-1])

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from gpt2kit import commit
 from gpt2kit.errors import UserError
 from gpt2kit.model import folder
-from gpt2kit.model.config import config_values, read_config, write_config
+from gpt2kit.model.config_file import config_values, read_config, write_config
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.text.training import train_tokenizer
@@ -366,27 +366,11 @@ def test_damaged_checkpoints_are_left_out_and_interrupted_ones_recovered(tmp_pat
 # The hub
 
 
-def hub_cache(root: Path, name: str, source: Path) -> None:
-    """The cache's layout: snapshots of links into blobs."""
-    repo = root / f"models--{name.replace('/', '--')}"
-    revision = "0123456789abcdef0123456789abcdef01234567"
-    for place in ("refs", "blobs", f"snapshots/{revision}"):
-        (repo / place).mkdir(parents=True)
-    (repo / "refs" / "main").write_text(revision)
-    for index, path in enumerate(source.iterdir()):
-        shutil.copy(path, repo / "blobs" / str(index))
-        (repo / "snapshots" / revision / path.name).symlink_to(f"../../blobs/{index}")
-
-
 def test_a_hub_name_is_loaded_from_the_cache_only_when_allowed(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Callable[[str, Path], None]
 ) -> None:
-    import huggingface_hub.constants
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    hub_cache(tmp_path / "hub", "someone/tiny", saved)
+    hub("someone/tiny", saved)
     with pytest.raises(UserError, match="there is no model folder"):
         folder.load("someone/tiny")
     model, tokenizer = folder.load("someone/tiny", allow_hub=True)

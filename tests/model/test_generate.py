@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from gpt2kit.errors import UserError
 from gpt2kit.model.beam import beam_search
-from gpt2kit.model.decoder import Decoder, TextStream, view_start
-from gpt2kit.model.generate import Completion, echo, generate, score, stream
+from gpt2kit.model.completion import Completion, TextStream, view_start
+from gpt2kit.model.decoder import Decoder
+from gpt2kit.model.generate import echo, generate, score, stream
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
 from gpt2kit.model.sampling import SamplingSettings
 from gpt2kit.text.tokenizer import Tokenizer

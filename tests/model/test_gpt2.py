@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gpt2kit.errors import UserError
 from gpt2kit.model import gpt2
-from gpt2kit.model.gpt2 import GPT2, GPT2Config, KVCache
+from gpt2kit.model.config import GPT2Config, gpt2_large, gpt2_medium, gpt2_small, gpt2_xl
+from gpt2kit.model.gpt2 import GPT2, KVCache
 
 SMALL = GPT2Config(vocab_size=61, n_positions=24, n_embd=20, n_layer=3, n_head=5)
 ATOL = 5e-6  # fp32, logits of 1 to 5: other shapes, other summation order
@@ -291,10 +292,10 @@ def test_each_dropout_acts_in_training_and_never_in_evaluation(rate: str) -> Non
 @pytest.mark.parametrize(
     ("config", "count"),
     [
-        (gpt2.gpt2_small(), 124_439_808),
-        (gpt2.gpt2_medium(), 354_823_168),
-        (gpt2.gpt2_large(), 774_030_080),
-        (gpt2.gpt2_xl(), 1_557_611_200),
+        (gpt2_small(), 124_439_808),
+        (gpt2_medium(), 354_823_168),
+        (gpt2_large(), 774_030_080),
+        (gpt2_xl(), 1_557_611_200),
         (GPT2Config(n_layer=6), 81_912_576),  # distilgpt2
         (GPT2Config(vocab_size=21128), 102_068_736),  # UER's Chinese GPT-2
         (GPT2Config(tie_word_embeddings=False), 124_439_808 + 50257 * 768),
@@ -368,12 +369,12 @@ def test_impossible_configs_are_refused_by_name(fields: dict[str, object], messa
 # The file itself
 
 
-def test_the_model_file_is_short_and_imports_torch_and_errors_only() -> None:
+def test_the_model_file_is_short_and_imports_torch_config_and_errors_only() -> None:
     source = Path(gpt2.__file__).read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 350
     code = "import sys; import gpt2kit.model.gpt2; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in result.stdout.split() if name.startswith(("gpt2kit", "safetensors", "token"))}
     loaded -= {"token", "tokenize"}  # the standard library's
-    assert loaded <= {"gpt2kit", "gpt2kit.errors", "gpt2kit.model", "gpt2kit.model.gpt2"}
+    assert loaded <= {"gpt2kit", "gpt2kit.errors", "gpt2kit.model", "gpt2kit.model.config", "gpt2kit.model.gpt2"}
     assert "gpt2kit.model.gpt2" in loaded

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import resource
+import shlex
 import struct
 import subprocess
 import sys
@@ -22,15 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from gpt2kit.errors import UserError
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
-from gpt2kit.model.weights import (
-    INDEX,
-    WEIGHTS,
-    check_headers,
-    load_weights,
-    read_headers,
-    save_weights,
-    stored_shapes,
-)
+from gpt2kit.model.headers import INDEX, WEIGHTS, check_headers, read_headers, stored_shapes
+from gpt2kit.model.weights import load_weights, save_weights
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=12, n_layer=2, n_head=3)
 UNTIED = dataclasses.replace(CONFIG, tie_word_embeddings=False)
@@ -247,10 +241,15 @@ def test_truncated_files_are_refused(saved: Path, length: int) -> None:
 def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no weights"):
         load_weights(tmp_path, CONFIG)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04 anything")
+    folder = tmp_path / "o'my 模型"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04 anything")
     with pytest.raises(UserError, match=r"only in pytorch_model\.bin") as caught:
-        load_weights(tmp_path, CONFIG)
-    assert f"from_pretrained('{tmp_path}').save_pretrained" in str(caught.value)
+        load_weights(folder, CONFIG)
+    words = shlex.split(str(caught.value).rpartition("run: ")[2])
+    assert words[:2] == ["python", "-c"]
+    assert f'M.from_pretrained("{folder}").save_pretrained("{folder}-safetensors")' in words[2]
+    compile(words[2], "hint", "exec")
 
 
 @pytest.mark.parametrize(

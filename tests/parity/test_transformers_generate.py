@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from gpt2kit.model.beam import beam_search
-from gpt2kit.model.generate import Completion, generate
+from gpt2kit.model.completion import Completion
+from gpt2kit.model.generate import generate
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
 from gpt2kit.model.sampling import SamplingSettings
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import transformers
 
-from gpt2kit.model.config import config_values, read_config
+from gpt2kit.model.config_file import config_values, read_config
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
-from gpt2kit.model.weights import is_transposed
+from gpt2kit.model.headers import is_transposed
 
 ATOL = 2e-5  # fp32: the same products in another summation order
 

@@ -186,8 +186,8 @@ def test_events_come_in_order(toy: Any, tmp_path: Path) -> None:
     found = toy.fit(toy.run(tmp_path, steps=6, evaluate_every=2, checkpoint_every=3))
     names = [(type(event).__name__, event.step) for event in found]
     assert names == [
-        ("Stepped", 1), ("Stepped", 2), ("Evaluated", 2), ("Stepped", 3), ("Evaluated", 3), ("Saved", 3),
-        ("Stepped", 4), ("Evaluated", 4), ("Stepped", 5), ("Stepped", 6), ("Evaluated", 6), ("Saved", 6),
+        ("Stepped", 1), ("Stepped", 2), ("Evaluated", 2), ("Saved", 2), ("Stepped", 3), ("Evaluated", 3), ("Saved", 3),
+        ("Stepped", 4), ("Evaluated", 4), ("Saved", 4), ("Stepped", 5), ("Stepped", 6), ("Evaluated", 6), ("Saved", 6),
         ("Stopped", 6),
     ]  # fmt: skip
     assert found[-1] == loop.Stopped(6, "finished")
@@ -267,6 +267,16 @@ def test_early_stopping_after_patience_and_the_best_is_kept(
     state = State.from_dict(commit.read_json(tmp_path / "checkpoints" / "step-000005" / checkpoint.STATE))
     assert (state.best, state.stopped_early) == (2.0, True)
     assert checkpoint.best(tmp_path, state) == 2
+
+
+def test_the_best_evaluation_is_kept_without_patience_and_between_checkpoints(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worsening(monkeypatch, [3.0, 2.0, 2.5, 2.4, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6])
+    run = toy.run(tmp_path, evaluate_every=1, checkpoint_every=1000, keep=1)
+    found = toy.fit(run)
+    assert [event.step for event in events(found, loop.Saved)] == [1, 2, run.config.steps]
+    assert checkpoint.steps_of(tmp_path) == [2, run.config.steps]
 
 
 def test_plateau_halves_the_rate_every_second_evaluation_without_a_better_loss(

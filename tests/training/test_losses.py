@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2kit.model.gpt2 import GPT2
-from gpt2kit.model.weights import is_transposed
+from gpt2kit.model.headers import is_transposed
 from gpt2kit.training import fast, losses
 
 B, T, V = 3, 16, 65

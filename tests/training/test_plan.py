@@ -12,7 +12,8 @@ import pytest
 
 from gpt2kit import runtime
 from gpt2kit.errors import UserError
-from gpt2kit.model.gpt2 import GPT2, GPT2Config, gpt2_large, gpt2_medium, gpt2_small, gpt2_xl
+from gpt2kit.model.config import GPT2Config, gpt2_large, gpt2_medium, gpt2_small, gpt2_xl
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training import plan
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.plan import LADDER, Candidate

@@ -105,8 +105,17 @@ def test_no_file_has_no_rows(tmp_path: Path) -> None:
     assert track.read_metrics(tmp_path) == []
 
 
-def test_an_evaluation_draws_the_curve(tmp_path: Path) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the module sees, in seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(track.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_an_evaluation_draws_the_curve(tmp_path: Path, clock: list[float]) -> None:
     out = Track(tmp_path, 0)
+    clock[0] += 60
     out.write(Evaluated(0, 4.0, True))
     first = pixels(tmp_path / PLOT)
     for step in range(1, 6):
@@ -117,6 +126,48 @@ def test_an_evaluation_draws_the_curve(tmp_path: Path) -> None:
     assert second != first
     assert len(set(second)) > 20  # lines, not a blank
     assert {p.name for p in tmp_path.iterdir()} == {METRICS, PLOT}
+
+
+def test_drawing_takes_a_small_share_of_the_time_and_the_last_curve_is_whole(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+
+    def slow(folder: Path) -> None:
+        drawn.append(clock[0] - 1000)
+        clock[0] += 0.4
+
+    monkeypatch.setattr(track, "plot", slow)
+    out = Track(tmp_path, 0)
+    for step in range(1, 451):
+        clock[0] += 0.2
+        out.write(Evaluated(step, 1 / step, True))
+    assert drawn[0] == pytest.approx(25, abs=0.3)  # the first is thought to take half a second
+    assert len(drawn) == 4
+    assert 0.4 * len(drawn) <= 0.02 * (clock[0] - 1000)
+    out.close()
+    assert drawn[4:] == [pytest.approx(91.6)]
+    again = Track(tmp_path, 450)
+    again.close()
+    assert len(drawn) == 5  # nothing new, nothing drawn
+
+
+def test_a_run_that_fails_still_draws_its_curve_and_a_full_disk_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Track(tmp_path, 0)
+    out.write(Evaluated(1, 4.0, True))
+    assert not (tmp_path / PLOT).exists()
+    out.close()
+    pixels(tmp_path / PLOT)
+
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(track, "plot", full)
+    out = Track(tmp_path, 0)
+    out.write(Evaluated(1, 4.0, True))
+    out.close()
 
 
 def test_a_curve_without_rows_can_be_drawn(tmp_path: Path) -> None:

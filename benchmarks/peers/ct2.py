@@ -1,0 +1,36 @@
+"""CTranslate2: "int8", by its own converter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ctranslate2
+from worker import Generate, Timeline, run
+
+
+def export(folder: Path, target: Path, variant: str) -> None:
+    from ctranslate2.converters import TransformersConverter
+
+    TransformersConverter(str(folder)).convert(str(target), quantization=variant)
+
+
+def load(folder: Path, variant: str, threads: int) -> Generate:
+    generator = ctranslate2.Generator(str(folder), compute_type=variant, intra_threads=threads, inter_threads=1)
+    words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+
+    def generate(prompts: list[list[int]], tokens: int, timeline: Timeline) -> None:
+        def note(step: ctranslate2.GenerationStepResult) -> bool:
+            timeline.add(step.batch_id, step.token_id)
+            return False
+
+        generator.generate_batch(
+            [[words[token] for token in prompt] for prompt in prompts],
+            max_length=tokens, min_length=tokens, sampling_topk=1, include_prompt_in_result=False, callback=note,
+        )  # fmt: skip
+
+    return generate
+
+
+if __name__ == "__main__":
+    run(load, export)

@@ -1,0 +1,553 @@
+"""The engine: a model folder, prompts in, completions out. Thread-safe; one worker thread owns what computes.
+
+    engine = Engine.load("runs/mine")
+    engine.generate(["Once upon a time"], max_tokens=50, temperature=0)
+
+The caller's thread checks and tokenises a request and waits; the worker runs the scheduler. Between them: an inbox
+(a deque) one way, each request's `Handle` the other way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2kit import runtime
+from gpt2kit.engine.cache import BLOCK
+from gpt2kit.engine.scheduler import Counters, Forward, Job, Pooling, Scheduler
+from gpt2kit.errors import UserError, unknown
+from gpt2kit.model.completion import (
+    Completion,
+    Event,
+    Window,
+    check_one_of,
+    check_prompt,
+    check_settings,
+    end_id,
+    vocabulary,
+)
+from gpt2kit.model.config import GPT2Config
+from gpt2kit.model.files import read_head, resolve
+from gpt2kit.model.sampling import Choice, SamplingSettings
+from gpt2kit.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]  # text, or token ids
+Precision = Literal["int8", "fp32", "auto"]
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+LARGEST_BATCH = 1024
+PROMPT_ROWS = 256  # a step's rows beyond one for each stream
+SPARE_LOGITS = 32  # logits of a step beyond one for each stream: drafts, scores, prompts that end
+CACHE_SHARE = 0.5  # of the memory that is free after loading, where nothing else is asked for
+SETTINGS = tuple(one.name for one in dataclasses.fields(SamplingSettings))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a server asks of the engine. Requests with different salts (tenants) never share cached blocks."""
+
+    prompt: Prompt
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    window: Window = "slide"  # past n_positions: "slide", or "stop" with finish_reason "length"
+    salt: str = ""
+    speculate: bool = True
+    echo: bool = False  # score the prompt's tokens, with settings.logprobs alternatives each
+    pooling: Pooling | None = None  # not a completion but the last hidden state: its mean, or the last token's
+
+
+class Handle(Job):
+    """A request on its way. Any thread may iterate it, cancel it or wait for it.
+
+    `notify` is called by the worker after each event and at the end; it must be quick (an asyncio server passes
+    loop.call_soon_threadsafe here). `events` False: nothing is queued, for callers who want the result alone.
+    """
+
+    def __init__(self, *arguments: Any, notify: Callable[[], None] | None, events: bool, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._queue: queue.SimpleQueue[tuple[int, Event] | None] | None = queue.SimpleQueue() if events else None
+        self._notify = notify
+        self._finished = threading.Event()
+        self._worker: _Worker | None = None
+        self.created = time.perf_counter()
+        self.first_token: float | None = None  # seconds from creation to the first event
+
+    # ------------------------------------------------------------ the worker's side
+
+    def on_event(self, index: int, event: Event) -> None:
+        if self.first_token is None:
+            self.first_token = time.perf_counter() - self.created
+        if self._queue is not None:
+            self._queue.put((index, event))
+            if self._notify is not None:
+                self._notify()
+
+    def on_end(self) -> None:
+        self._worker = None  # a handle that somebody keeps does not keep the engine
+        self._finished.set()
+        if self._queue is not None:
+            self._queue.put(None)
+        if self._notify is not None:
+            self._notify()
+
+    # ------------------------------------------------------------ the caller's side
+
+    @property
+    def done(self) -> bool:
+        return self._finished.is_set()
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that were found in the cache."""
+        return self.found
+
+    def cancel(self) -> None:
+        """Free what the request holds, before the next step. No effect on one that has ended."""
+        worker = self._worker
+        if worker is not None and not self.done:
+            worker.post(lambda: worker.scheduler.cancel(self))
+
+    def events(self) -> Iterator[tuple[int, Event]]:
+        """(number of the completion, event), as they come. Raises UserError if the request fails or is cancelled."""
+        assert self._queue is not None, "submitted with events=False"
+        while True:
+            try:
+                found = self._queue.get(timeout=0.5)  # in pieces, as in `_wait`
+            except queue.Empty:
+                continue
+            if found is None:
+                self._queue.put(None)  # the next reader ends, too
+                self._raise()
+                return
+            yield found
+
+    def ready(self) -> list[tuple[int, Event]]:
+        """The events that are there now, without waiting: for `notify`."""
+        assert self._queue is not None, "submitted with events=False"
+        found = []
+        with contextlib.suppress(queue.Empty):
+            while (one := self._queue.get_nowait()) is not None:
+                found.append(one)
+        return found
+
+    def __iter__(self) -> Iterator[Event]:
+        """The events of the only completion."""
+        if self.settings.n > 1:
+            raise UserError("a stream is of one completion: n must be 1", hint="use events(), which numbers them")
+        return (event for _, event in self.events())
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until the end. TimeoutError after `timeout` seconds; UserError if the request failed or was cancelled."""
+        if timeout is None:
+            _wait(self._finished)
+        elif not self._finished.wait(timeout):
+            raise TimeoutError(f"the request has not ended within {timeout} s")
+        self._raise()
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise self.error
+        if self.open:
+            raise UserError("the request was cancelled")
+
+    def result(self, timeout: float | None = None) -> list[Completion]:
+        """The settings.n completions. Waits and raises as `wait` does."""
+        self.wait(timeout)
+        return self.completions()
+
+    def vector(self, timeout: float | None = None) -> NDArray[np.float32]:
+        """The pooled hidden state [C] of a request with `pooling`. Waits and raises as `wait` does."""
+        self.wait(timeout)
+        assert self.states is not None, "the request has no pooling"
+        # One sum over all tokens at once: in which chunks they were computed cannot change it.
+        vector: NDArray[np.float32] = self.states.mean(0, dtype=np.float64).astype(np.float32)
+        return vector
+
+
+def _wait(done: threading.Event) -> None:
+    while not done.wait(0.5):  # in pieces: Windows delivers Ctrl-C only between them
+        pass
+
+
+class _Worker:
+    """The one thread that touches scheduler and forward. Does not hold the engine, which can so be collected."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.inbox: deque[Callable[[], None]] = deque()
+        self.wake = threading.Event()
+        self.closing = False
+        self.process = os.getpid()
+        self.thread = threading.Thread(target=self._run, name="gpt2kit-engine", daemon=True)
+        self.thread.start()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have the thread call this before its next step."""
+        self.inbox.append(call)
+        self.wake.set()
+        if self.closing and not self.thread.is_alive():
+            self._read()
+
+    def add(self, handle: Handle) -> None:
+        if self.closing:
+            self.scheduler.fail(handle, _closed())
+        else:
+            self.scheduler.add(handle)
+
+    def clear(self, done: threading.Event) -> None:
+        self.scheduler.pool.clear()
+        done.set()
+
+    def _run(self) -> None:
+        scheduler = self.scheduler
+        while True:
+            self.wake.clear()  # before the inbox is read: what is posted later wakes us again
+            self._read()
+            if self.closing:
+                scheduler.fail_all(_closed())
+                return
+            if not scheduler.busy:
+                self.wake.wait()
+                continue
+            try:
+                scheduler.step()
+            except Exception as error:  # of the step as a whole: whoever is here cannot go on, others can come
+                scheduler.fail_all(error)
+                scheduler.pool.clear()
+
+    def _read(self) -> None:
+        with contextlib.suppress(IndexError):  # empty
+            while True:
+                self.inbox.popleft()()
+
+    def stop(self) -> None:
+        self.closing = True
+        self.wake.set()
+        if self.process == os.getpid() and threading.current_thread() is not self.thread:
+            self.thread.join()
+            self._read()  # what was posted while the thread ended
+            self.scheduler.forward.close()
+
+
+def _closed() -> UserError:
+    return UserError("the engine is closed", hint="load it again")
+
+
+class Engine:
+    """A loaded model. Use `Engine.load`; close it, or use it as a context manager, to give its memory back."""
+
+    def __init__(
+        self, forward: Forward, tokenizer: Tokenizer | None = None, max_batch: int = 32, eos_id: int | None = None
+    ) -> None:
+        """From a forward pass that is there already; `load` makes it from a folder."""
+        self.config: GPT2Config = forward.config
+        self.tokenizer, self.max_batch = tokenizer, max_batch
+        self.eos_id = end_id(self.config, eos_id, tokenizer)
+        self.precision = "fp32"
+        self.notes: list[str] = []
+        self.memory = 0  # bytes of weights and cache
+        self._worker = _Worker(Scheduler(forward, vocabulary(self.config, tokenizer), max_batch))
+        self._finalizer = weakref.finalize(self, self._worker.stop)  # also before the interpreter ends
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        precision: Precision = "auto",
+        threads: int | None = None,
+        max_batch: int = 32,
+        cache_memory: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> Engine:
+        """Load a model folder.
+
+        precision: "auto" is int8 unless that costs the model more than 1 % in bits per token. threads: None takes
+        every core that this process may use. max_batch: streams that are computed together; others wait.
+        cache_memory: bytes for keys and values; None takes what max_batch full contexts need, at most half of the free
+        memory. on_progress is told of a folder's first int8 load, which computes. What was chosen, or put right, is
+        in `notes`. Raises UserError for what is wrong with the folder or too much for this machine.
+        """
+        check_one_of("precision", precision, ("int8", "fp32", "auto"))
+        threads, max_batch = _check_threads(threads), _check_batch(max_batch)
+        from gpt2kit.engine.forward import Forward as Kernels
+        from gpt2kit.engine.forward import block_bytes
+        from gpt2kit.engine.quantise import load_packed
+        from gpt2kit.engine.weights import packed_bytes
+
+        notes: list[str] = []
+        config, tokenizer = read_head(resolve(folder)[0], notes)
+        packed = load_packed(folder, precision, on_progress, notes, config)
+        size = block_bytes(packed.config, packed.precision)
+        blocks = plan_blocks(packed.config, size, max_batch, cache_memory, runtime.available_memory())
+        rows, logits = max_batch + PROMPT_ROWS, max_batch + SPARE_LOGITS
+        forward = Kernels(packed, threads, blocks, rows, logits, max_batch)
+        engine = cls(forward, tokenizer, max_batch)
+        engine.memory = blocks * size + packed_bytes(packed.config, packed.precision)
+        engine.precision, engine.notes = packed.precision, notes
+        return engine
+
+    # ------------------------------------------------------------ requests
+
+    def submit(self, request: Request, *, notify: Callable[[], None] | None = None, events: bool = True) -> Handle:
+        """Hand a request in. Wrong ones raise UserError here; later errors come out of the handle."""
+        handle = self._handle(request, notify, events)
+        self._post([handle])
+        return handle
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
+        *,
+        window: Window = "slide",
+        salt: str = "",
+        speculate: bool = True,
+        **changes: Any,
+    ) -> list[Completion] | list[list[Completion]]:
+        """A completion for each prompt (text or token ids), in their order; a list of them each where n > 1.
+
+        `settings` is one for all or one for each; `changes` are its fields by name. An empty prompt starts from EOS.
+        Without a seed each prompt draws one, which its completions report. Raises UserError.
+        """
+        found = _prompts(prompts)
+        each = _settings(settings, changes, len(found))
+        requests = [Request(p, s, window, salt, speculate) for p, s in zip(found, each, strict=True)]
+        results = [handle.completions() for handle in self._finish(requests)]
+        return results if any(one.n > 1 for one in each) else [result[0] for result in results]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        settings: SamplingSettings | None = None,
+        *,
+        window: Window = "slide",
+        salt: str = "",
+        speculate: bool = True,
+        **changes: Any,
+    ) -> Events:
+        """One completion, token by token. What is wrong raises UserError at the call. Closing it cancels."""
+        (one,) = _settings(settings, changes, 1)
+        if one.n > 1:
+            raise UserError("a stream is of one completion: n must be 1", hint="use submit(...).events()")
+        return Events(self.submit(Request(prompt, one, window, salt, speculate)))
+
+    def score(
+        self, prompts: Prompt | Sequence[Prompt], logprobs: int = 0, *, salt: str = ""
+    ) -> list[list[Choice | None]]:
+        """For each token of each prompt its log-probability and the likeliest alternatives; None for the first.
+
+        Past n_positions the view slides as in generation.
+        """
+        settings = SamplingSettings(max_tokens=0, temperature=0.0, logprobs=logprobs)
+        requests = [Request(prompt, settings, salt=salt, echo=True) for prompt in _prompts(prompts)]
+        return [handle.scores for handle in self._finish(requests)]
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "mean", *, salt: str = ""
+    ) -> NDArray[np.float32]:
+        """[P, C]: of each prompt the hidden state after ln_f, its mean over all tokens or the last token's."""
+        check_one_of("pooling", pooling, ("mean", "last"))
+        requests = [Request(prompt, salt=salt, pooling=pooling) for prompt in _prompts(prompts)]
+        vectors = [handle.vector() for handle in self._finish(requests)]
+        return np.stack(vectors) if vectors else np.zeros((0, self.config.n_embd), np.float32)
+
+    def _finish(self, requests: Sequence[Request]) -> list[Handle]:
+        """All of them to their end. If one fails, or Ctrl-C comes, the others are cancelled."""
+        handles = [self._handle(request, None, False) for request in requests]
+        try:
+            self._post(handles)
+            for handle in handles:
+                handle.wait()
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
+
+    def _post(self, handles: Sequence[Handle]) -> None:
+        worker = self._living()
+        for handle in handles:
+            handle._worker = worker
+            worker.post(functools.partial(worker.add, handle))
+
+    def _living(self) -> _Worker:
+        worker = self._worker
+        if worker.process != os.getpid():
+            raise UserError("the engine was loaded by the parent process", hint="load it after the fork")
+        if worker.closing:
+            raise _closed()
+        return worker
+
+    def _handle(self, request: Request, notify: Callable[[], None] | None, events: bool) -> Handle:
+        """Check everything that can be wrong with a request."""
+        settings, window = request.settings, request.window
+        check_one_of("window", window, ("slide", "stop"))
+        if not isinstance(request.salt, str):
+            raise UserError(f"salt must be text, got {request.salt!r}")
+        if settings.num_beams > 1:
+            raise UserError("the engine has no beam search", hint="use gpt2kit generate --reference")
+        if request.pooling is not None:
+            check_one_of("pooling", request.pooling, ("mean", "last"))
+            settings, window = SamplingSettings(max_tokens=1, temperature=0.0), "stop"
+        settings = check_settings(settings, self.config, self.tokenizer)
+        ids = check_prompt("the prompt", self._ids(request.prompt), self.config, self.eos_id, window)
+        handle = Handle(
+            ids, settings, self.eos_id, self.tokenizer, self.config.n_positions, window, request.salt,
+            request.speculate, request.echo, request.pooling, notify=notify, events=events,
+        )  # fmt: skip
+        self._worker.scheduler.check_fits(handle)
+        return handle
+
+    def _ids(self, prompt: Prompt) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        if self.tokenizer is None:
+            raise UserError("the model folder has no tokenizer", hint="give the prompt as token ids")
+        return self.tokenizer.encode(prompt)
+
+    # ------------------------------------------------------------ state
+
+    @property
+    def busy(self) -> bool:
+        """Somebody runs or waits."""
+        return self._worker.scheduler.busy or bool(self._worker.inbox)
+
+    def stats(self) -> Stats:
+        """Figures for metrics, taken while the worker goes on."""
+        scheduler = self._worker.scheduler
+        pool = scheduler.pool
+        counters = dataclasses.replace(scheduler.counters)
+        waiting = scheduler.queued + len(self._worker.inbox)
+        return Stats(scheduler.running, waiting, pool.blocks, pool.used, len(pool.tree), pool.evicted, counters)
+
+    def clear_cache(self) -> None:
+        """Forget all cached beginnings that nobody uses, before the next step. Waits for it."""
+        worker, done = self._living(), threading.Event()
+        worker.post(lambda: worker.clear(done))
+        _wait(done)
+
+    def close(self) -> None:
+        """End the worker; requests that still run fail with UserError. Closing twice is fine."""
+        self._finalizer()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Events(Iterator[Event]):
+    """A stream's events. Closing or dropping it before its end cancels the request."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+        self._events = iter(handle)
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        self.handle.cancel()
+
+    __del__ = close
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A moment of an engine."""
+
+    running: int  # streams in steps
+    waiting: int  # streams in the queue
+    blocks: int
+    blocks_used: int  # held by a stream
+    blocks_cached: int  # stand for a beginning, used or not
+    blocks_evicted: int
+    totals: Counters
+
+    @property
+    def cache_usage(self) -> float:
+        return self.blocks_used / self.blocks
+
+
+def plan_blocks(config: GPT2Config, size: int, max_batch: int, wanted: int | None, free: int) -> int:
+    """How many blocks of `size` bytes to have: for max_batch full contexts, within `wanted` bytes or half of `free`."""
+    each = -(-config.n_positions // BLOCK)
+    if wanted is not None and not (isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0):
+        raise UserError(f"cache_memory must be a positive number of bytes, got {wanted!r}")
+    room = int(free * CACHE_SHARE) if wanted is None else wanted
+    if wanted is not None and wanted > free:
+        raise UserError(
+            f"cache_memory {wanted >> 20:,} MB is more than the {free >> 20:,} MB that are free",
+            hint="lower cache_memory, or leave it out",
+        )
+    blocks = min(max_batch * each, room // size)
+    if blocks < each:
+        need = each * size
+        raise UserError(
+            f"one full context needs {need / 2**20:,.0f} MB of cache, {room / 2**20:,.0f} MB are there for it",
+            hint=f"set cache_memory to at least {need}"
+            if wanted is not None
+            else "free some memory, or load a smaller model",
+        )
+    return blocks
+
+
+def _check_threads(threads: int | None) -> int:
+    cores = runtime.cores()
+    if threads is None:
+        return cores
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise UserError(f"threads must be a whole number from 1, got {threads!r}")
+    if threads > cores:
+        raise UserError(
+            f"{threads} threads asked for, this process may use {cores} {'core' if cores == 1 else 'cores'}",
+            hint=f"use threads={cores}: more than one a core only wait for each other",
+        )
+    return threads
+
+
+def _check_batch(max_batch: int) -> int:
+    if not isinstance(max_batch, int) or isinstance(max_batch, bool) or not 1 <= max_batch <= LARGEST_BATCH:
+        raise UserError(f"max_batch must be a whole number from 1 to {LARGEST_BATCH}, got {max_batch!r}")
+    return max_batch
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several as a list: text is one prompt, and so is a flat list of ids."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not hasattr(prompts, "__iter__") or isinstance(prompts, (bytes, Mapping)):
+        raise UserError(f"prompts must be text, token ids, or a list of either, got {type(prompts).__name__}")
+    found: list[Any] = list(prompts)
+    if found and all(isinstance(one, (int, float, np.number)) for one in found):
+        return [found]
+    return found
+
+
+def _settings(
+    settings: SamplingSettings | Sequence[SamplingSettings] | None, changes: Mapping[str, Any], count: int
+) -> list[SamplingSettings]:
+    for name in changes:
+        if name not in SETTINGS:
+            raise unknown("setting", name, SETTINGS)
+    given = [settings or SamplingSettings()] * count if isinstance(settings, SamplingSettings | None) else settings
+    if len(given) != count:
+        raise UserError(f"got {len(given)} settings for {count} prompts", hint="give one for all or one for each")
+    return [dataclasses.replace(one, **changes) for one in given]
