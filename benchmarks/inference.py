@@ -118,12 +118,8 @@ class Contestant:
         return answer
 
     def close(self) -> None:
-        self._signal(signal.SIGCONT)
-        try:
-            self.process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            self.process.communicate()
+        self._signal(signal.SIGKILL)  # it keeps nothing, and a stopped process would not hear of less
+        self.process.communicate()
 
     def _signal(self, number: signal.Signals) -> None:
         if self.process.poll() is None:
@@ -358,6 +354,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="decoded by a single stream; several take half each")
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     arguments.envs, arguments.work = arguments.envs.absolute(), arguments.work.absolute()
     words = [word.lower() for word in arguments.peers or [""]]
     peers = [peer for peer in CONTESTANTS if any(word in peer.name.lower() for word in words)]
@@ -369,12 +366,14 @@ def main() -> None:
     for shape in arguments.shape:
         for threads in arguments.threads:
             cell = Cell(shape, threads)
-            run(cell, peers, arguments)
-            show(cell)
-            medians = {c: {n: statistics.median(v) for n, v in found.items()} for c, found in cell.values.items()}
-            written.append({**vars(cell), "medians": medians, "ratios": ratios(cell)})
-            if arguments.out:
-                arguments.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+            try:
+                run(cell, peers, arguments)
+            finally:  # also when stopped: what is measured is shown
+                show(cell)
+                medians = {c: {n: statistics.median(v) for n, v in found.items()} for c, found in cell.values.items()}
+                written.append({**vars(cell), "medians": medians, "ratios": ratios(cell)})
+                if arguments.out:
+                    arguments.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,17 @@ def compiled(function: F, parts: Sequence[types.ModuleType] = (), **options: Any
     return dispatcher  # type: ignore[no-any-return]
 
 
+def is_compiled(function: Callable[..., Any]) -> bool:
+    """Whether a call will find machine code, in memory or on disk; the answer may be wrong for other argument types."""
+    if getattr(function, "overloads", None):
+        return True
+    file = getattr(getattr(function, "_cache", None), "_cache_file", None)
+    try:
+        return bool(file._load_index())  # type: ignore[union-attr]
+    except Exception:
+        return False
+
+
 def _hash(module: types.ModuleType) -> str:
     source = getattr(module.__loader__, "get_data", None)
     return "" if source is None or module.__file__ is None else hashlib.sha256(source(module.__file__)).hexdigest()

@@ -12,8 +12,10 @@ token, so that all streams run all the while; `decoded` counts the tokens that c
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -62,6 +64,12 @@ def memory() -> int:
     return sum(process.memory_info().rss for process in (own, *own.children(recursive=True)))
 
 
+def _end_with_parent() -> None:
+    """On Linux: be killed when whoever asks is killed. A worker that is stopped would stay for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def run(load: Load, export: Export | None = None) -> None:
     """The command line of a peer's file: `export FOLDER TARGET VARIANT`, or `serve TARGET VARIANT THREADS`."""
     parser = argparse.ArgumentParser()
@@ -73,6 +81,7 @@ def run(load: Load, export: Export | None = None) -> None:
         assert export is not None, "this peer reads the model folder as it is"
         export(arguments.model, Path(arguments.rest[0]), arguments.rest[1])
         return
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not get between the answers
     generate = load(arguments.model, arguments.rest[0], int(arguments.rest[1]))

@@ -31,6 +31,7 @@ from gpt2kit.engine.kernels import (
     ROWS,
     STORE,
     TILE,
+    ZERO,
     Array,
     F,
     Work,
@@ -49,7 +50,7 @@ from gpt2kit.engine.simd import Instructions, instructions, pointer, prefetch
 from gpt2kit.engine.team import Control, Team, barrier
 from gpt2kit.engine.weights import PackedWeights, Precision, aligned, attention_scale, pad
 from gpt2kit.errors import UserError
-from gpt2kit.jit import compiled
+from gpt2kit.jit import compiled, is_compiled
 from gpt2kit.model.config import GPT2Config
 
 COLUMNS = 17  # of the table of a layer's offsets, see `_layer_table`
@@ -213,7 +214,7 @@ def _quantise_rows(
     low, high = _share(count, tid, threads)
     for r in range(low, high):
         quantise(source, r * stride, n, B.q, r * S.q_stride, B.scales, B.begins, r)
-    return 0, barrier(control, phase, threads)
+    return ZERO, barrier(control, phase, threads)
 
 
 @inlined
@@ -224,16 +225,16 @@ def _normalise_rows(
     """LayerNorm and int8, as `_quantise_rows`."""
     few = count <= ALONE
     low, high = _share(count, tid, threads)
-    first = 0
+    first = ZERO
     if few:
-        low, high, first = 0, count, shared + tid * ALONE
+        low, high, first = ZERO, count, shared + tid * ALONE
     at = tid * S.ff_stride
     for r in range(low, high):
         layernorm(B.x, r * S.x_stride, S.C, f, gain, bias, F(S.epsilon), B.h, at)
         quantise(B.h, at, S.CP, B.q, (first + r) * S.q_stride, B.scales, B.begins, first + r)
     if few:
         return first, phase
-    return 0, barrier(control, phase, threads)
+    return ZERO, barrier(control, phase, threads)
 
 
 @inlined
@@ -259,7 +260,7 @@ def _attend_heads_int8(
                 B.qkv, qkv + S.C, qkv + 2 * S.C, S.D, S.DP, K.data, at + block * stride, K.scales, s_at + block * s_stride,
                 np.int64(rows.positions[r]) % BLOCK, W,
             )  # fmt: skip
-        r = 0
+        r = ZERO
         while r < count:
             n = 1
             if r + QUERIES <= count and rows.slots[r] == rows.slots[r + QUERIES - 1]:
@@ -292,7 +293,7 @@ def _step_int8(
         low, high = _share(S.qkv_stride // TILE, tid, threads)
         linear_int8(
             isa, B.q, first * S.q_stride, S.q_stride, B.scales, B.begins, first, count, w, O[0], S.CP, low, high,
-            f, O[4], O[12], sums, B.qkv, S.qkv_stride, STORE, 0, 0,
+            f, O[4], O[12], sums, B.qkv, S.qkv_stride, STORE, ZERO, ZERO,
         )  # fmt: skip
         phase = barrier(control, phase, threads)
         low, high = _share(S.H, tid, threads)
@@ -302,7 +303,7 @@ def _step_int8(
         low, high = _share(S.x_stride // TILE, tid, threads)
         linear_int8(
             isa, B.q, first * S.q_stride, S.q_stride, B.scales, B.begins, first, count, w, O[1], S.CP, low, high,
-            f, O[5], O[13], sums, B.x, S.x_stride, ADD, 0, 0,
+            f, O[5], O[13], sums, B.x, S.x_stride, ADD, ZERO, ZERO,
         )  # fmt: skip
         phase = barrier(control, phase, threads)
         first, phase = _normalise_rows(O[10], O[11], f, count, B, S, tid, threads, shared, control, phase)
@@ -316,7 +317,7 @@ def _step_int8(
         low, high = _share(S.x_stride // TILE, tid, threads)
         linear_int8(
             isa, B.q, first * S.q_stride, S.q_stride, B.scales, B.begins, first, count, w, O[3], S.IP, low, high,
-            f, O[7], O[15], sums, B.x, S.x_stride, ADD, 0, 0,
+            f, O[7], O[15], sums, B.x, S.x_stride, ADD, ZERO, ZERO,
         )  # fmt: skip
         phase = barrier(control, phase, threads)
     if job[2]:
@@ -329,9 +330,9 @@ def _step_int8(
                 B.hidden[r * S.x_stride + c] *= f[P.unsmooth + c]
     few = wanted <= ALONE
     low, high = _share(wanted, tid, threads)
-    first = 0
+    first = ZERO
     if few:
-        low, high, first = 0, wanted, shared + tid * ALONE
+        low, high, first = ZERO, wanted, shared + tid * ALONE
     for j in range(low, high):
         at = tid * S.ff_stride
         layernorm(
@@ -343,7 +344,7 @@ def _step_int8(
     low, high = _share(P.head_blocks, tid, threads)
     linear_int8(
         isa, B.q, first * S.q_stride, S.q_stride, B.scales, B.begins, first, wanted, w, P.head, S.CP, low, high,
-        f, P.head_scale, 0, sums, B.logits, S.v_stride, BARE, 0, 0,
+        f, P.head_scale, ZERO, sums, B.logits, S.v_stride, BARE, ZERO, ZERO,
     )  # fmt: skip
     barrier(control, phase, threads)
 
@@ -371,7 +372,7 @@ def _step_fp32(
         phase = barrier(control, phase, threads)
         low, high = _share(S.qkv_stride // TILE, tid, threads)
         linear_fp32(
-            B.h, 0, S.x_stride, count, w, O[0], S.CP, low, high, f, O[12], sums, B.qkv, S.qkv_stride, STORE, 0, 0
+            B.h, ZERO, S.x_stride, count, w, O[0], S.CP, low, high, f, O[12], sums, B.qkv, S.qkv_stride, STORE, ZERO, ZERO
         )  # fmt: skip
         phase = barrier(control, phase, threads)
         low, high = _share(S.H, tid, threads)
@@ -390,18 +391,18 @@ def _step_fp32(
                 )  # fmt: skip
         phase = barrier(control, phase, threads)
         low, high = _share(S.x_stride // TILE, tid, threads)
-        linear_fp32(B.att, 0, S.x_stride, count, w, O[1], S.CP, low, high, f, O[13], sums, B.x, S.x_stride, ADD, 0, 0)
+        linear_fp32(B.att, ZERO, S.x_stride, count, w, O[1], S.CP, low, high, f, O[13], sums, B.x, S.x_stride, ADD, ZERO, ZERO)
         phase = barrier(control, phase, threads)
         for r in range(mine, end):
             layernorm(B.x, r * S.x_stride, S.C, f, O[10], O[11], F(S.epsilon), B.h, r * S.x_stride)
         phase = barrier(control, phase, threads)
         low, high = _share(S.ff_stride // TILE, tid, threads)
         linear_fp32(
-            B.h, 0, S.x_stride, count, w, O[2], S.CP, low, high, f, O[14], sums, B.ff, S.ff_stride, ACTIVATE, S.kind, O[16]
+            B.h, ZERO, S.x_stride, count, w, O[2], S.CP, low, high, f, O[14], sums, B.ff, S.ff_stride, ACTIVATE, S.kind, O[16]
         )  # fmt: skip
         phase = barrier(control, phase, threads)
         low, high = _share(S.x_stride // TILE, tid, threads)
-        linear_fp32(B.ff, 0, S.ff_stride, count, w, O[3], S.IP, low, high, f, O[15], sums, B.x, S.x_stride, ADD, 0, 0)
+        linear_fp32(B.ff, ZERO, S.ff_stride, count, w, O[3], S.IP, low, high, f, O[15], sums, B.x, S.x_stride, ADD, ZERO, ZERO)
         phase = barrier(control, phase, threads)
     if job[2]:
         for r in range(mine, end):
@@ -414,7 +415,7 @@ def _step_fp32(
     phase = barrier(control, phase, threads)
     low, high = _share(P.head_blocks, tid, threads)
     linear_fp32(
-        B.h, 0, S.x_stride, wanted, w, P.head, S.CP, low, high, f, 0, sums, B.logits, S.v_stride, BARE, 0, 0
+        B.h, ZERO, S.x_stride, wanted, w, P.head, S.CP, low, high, f, ZERO, sums, B.logits, S.v_stride, BARE, ZERO, ZERO
     )
     barrier(control, phase, threads)
 
@@ -545,9 +546,9 @@ class Forward:
         arrays = [packed.weights, packed.floats, _layer_table(packed), alphas, *self._rows, *self._buffers, *self._cache, *work]
         self._alive = arrays  # compiled code knows their addresses only
         addresses = np.array([number for array in arrays for number in (array.ctypes.data, array.size)], np.int64)
-        self._team = Team(
-            step_int8 if integer else step_fp32, instructions(instructions_name), threads, (addresses, S, _places(packed))
-        )
+        self._function = step_int8 if integer else step_fp32
+        arguments = (addresses, S, _places(packed))
+        self._team = Team(self._function, instructions(instructions_name), threads, arguments)
 
     def step(
         self,
@@ -572,6 +573,16 @@ class Forward:
         self._rows.wanted[:J] = wanted
         self._team.run(count, J, int(hidden), self._first_shared)
         return self._logits[:J]
+
+    @property
+    def is_compiled(self) -> bool:
+        """False before the first step that this machine ever makes, which takes some seconds."""
+        return is_compiled(self._function)
+
+    def warm_up(self) -> None:
+        """Compile, or load what was compiled, and read all weights once. Writes to block 0, so nobody may hold it yet."""
+        none = np.zeros(1, np.int32)
+        self.step(none, none, none, np.zeros((1, self.blocks_per_sequence), np.int32), none)
 
     def copy_block(self, source: int, target: int) -> None:
         """What block `source` holds, into block `target`."""

@@ -51,8 +51,12 @@ ROWS = 12  # rows of the largest tile: 12 x 2 vectors of sums and 2 of weights f
 SHARES = F(65535)
 WIDE = CODES["avx512_vnni"]  # 32 registers of 512 bits
 QUERIES = 4  # rows of one prompt that share a pass over its keys
+FROM_MEMORY, FROM_CACHE = 16384, 1024  # bytes that weights are fetched ahead the first time that rows pass, and after
 PAIR = 2  # and over its values: 2 rows x 2 bytes x 4 vectors of sums
-STORE, ADD, ACTIVATE, BARE = 0, 1, 2, 3  # what a linear does with its outputs: BARE is STORE without a bias
+# What a linear does with its outputs; BARE is STORE without a bias. int64, since Numba would compile a function anew for
+# every combination of literal numbers that it is called with.
+ZERO = np.int64(0)
+STORE, ADD, ACTIVATE, BARE = np.int64(0), np.int64(1), np.int64(2), np.int64(3)
 
 
 class Work(NamedTuple):
@@ -134,7 +138,8 @@ def _finish(
 
 @called
 def _tile_int8(
-    isa: Instructions, rows: int, q: Array, x: int, stride: int, w: Array, tile: int, steps: int, begins: Array, b: int, sums: Array
+    isa: Instructions, rows: int, q: Array, x: int, stride: int, w: Array, tile: int, steps: int, ahead: int, begins: Array, b: int,
+    sums: Array,
 ) -> int:  # fmt: skip
     """Integer sums of the next few of `rows` rows with 64 outputs; how many they are.
 
@@ -142,38 +147,38 @@ def _tile_int8(
     room for ROWS more. From 7 rows on a block of weights is read in two strips, so that 12 rows share one reading.
     """
     if rows == 1:
-        dot_tile(isa, 1, 4, q, x, stride, w, tile, steps, begins, b, sums, 0, TILE)
+        dot_tile(isa, 1, 4, q, x, stride, w, tile, steps, ahead, begins, b, sums, 0, TILE)
         return 1
     if len(isa) != WIDE:
         n = min(rows, 4)
         for part in range(0, TILE, 16):
             if n == 4:
-                dot_tile(isa, 4, 1, q, x, stride, w, tile + 4 * part, steps, begins, b, sums, part, TILE)
+                dot_tile(isa, 4, 1, q, x, stride, w, tile + 4 * part, steps, ahead, begins, b, sums, part, TILE)
             elif n == 3:
-                dot_tile(isa, 3, 1, q, x, stride, w, tile + 4 * part, steps, begins, b, sums, part, TILE)
+                dot_tile(isa, 3, 1, q, x, stride, w, tile + 4 * part, steps, ahead, begins, b, sums, part, TILE)
             else:
-                dot_tile(isa, 2, 1, q, x, stride, w, tile + 4 * part, steps, begins, b, sums, part, TILE)
+                dot_tile(isa, 2, 1, q, x, stride, w, tile + 4 * part, steps, ahead, begins, b, sums, part, TILE)
         return n
     if rows > 8:
         n = min(rows, ROWS)
-        dot_tile(isa, 12, 2, q, x, stride, w, tile, steps, begins, b, sums, 0, TILE)
-        dot_tile(isa, 12, 2, q, x, stride, w, tile + 128, steps, begins, b, sums, 32, TILE)
+        dot_tile(isa, 12, 2, q, x, stride, w, tile, steps, ahead, begins, b, sums, 0, TILE)
+        dot_tile(isa, 12, 2, q, x, stride, w, tile + 128, steps, ahead, begins, b, sums, 32, TILE)
         return n
     if rows > 6:
-        dot_tile(isa, 8, 2, q, x, stride, w, tile, steps, begins, b, sums, 0, TILE)
-        dot_tile(isa, 8, 2, q, x, stride, w, tile + 128, steps, begins, b, sums, 32, TILE)
+        dot_tile(isa, 8, 2, q, x, stride, w, tile, steps, ahead, begins, b, sums, 0, TILE)
+        dot_tile(isa, 8, 2, q, x, stride, w, tile + 128, steps, ahead, begins, b, sums, 32, TILE)
         return rows
     if rows == 6:
-        dot_tile(isa, 6, 4, q, x, stride, w, tile, steps, begins, b, sums, 0, TILE)
+        dot_tile(isa, 6, 4, q, x, stride, w, tile, steps, ahead, begins, b, sums, 0, TILE)
         return rows
     if rows == 5:
-        dot_tile(isa, 5, 4, q, x, stride, w, tile, steps, begins, b, sums, 0, TILE)
+        dot_tile(isa, 5, 4, q, x, stride, w, tile, steps, ahead, begins, b, sums, 0, TILE)
     elif rows == 4:
-        dot_tile(isa, 4, 4, q, x, stride, w, tile, steps, begins, b, sums, 0, TILE)
+        dot_tile(isa, 4, 4, q, x, stride, w, tile, steps, ahead, begins, b, sums, 0, TILE)
     elif rows == 3:
-        dot_tile(isa, 3, 4, q, x, stride, w, tile, steps, begins, b, sums, 0, TILE)
+        dot_tile(isa, 3, 4, q, x, stride, w, tile, steps, ahead, begins, b, sums, 0, TILE)
     else:
-        dot_tile(isa, 2, 4, q, x, stride, w, tile, steps, begins, b, sums, 0, TILE)
+        dot_tile(isa, 2, 4, q, x, stride, w, tile, steps, ahead, begins, b, sums, 0, TILE)
     return rows
 
 
@@ -190,10 +195,11 @@ def linear_int8(
     steps = inputs // 4
     for block in range(low, high):
         tile, column = w_at + block * TILE * inputs, block * TILE
-        r = 0
+        r = ZERO
         while r < rows:
+            ahead = FROM_MEMORY if r == 0 else FROM_CACHE
             n = _tile_int8(
-                isa, rows - r, q, q_at + r * q_stride, q_stride, w, tile, steps, begins, first + r, sums
+                isa, rows - r, q, q_at + r * q_stride, q_stride, w, tile, steps, ahead, begins, first + r, sums
             )  # fmt: skip
             b = first + r
             to = r * out_stride + column
@@ -210,7 +216,7 @@ def linear_fp32(
     """The same in float32; every output is summed over the inputs in ascending order, whatever the tile."""
     for block in range(low, high):
         tile, column = w_at + block * TILE * inputs, block * TILE
-        r = 0
+        r = ZERO
         while r < rows:
             n = min(6, rows - r)
             at = x_at + r * x_stride
@@ -256,7 +262,7 @@ def _quantise_head(
         head[d] = x[at + d]
     for d in range(size, padded):
         head[d] = F(0)
-    quantise(head, 0, padded, q, to, s, begins, row)
+    quantise(head, ZERO, padded, q, to, s, begins, row)
 
 
 @inlined
@@ -265,10 +271,10 @@ def remember_int8(
     token: int, W: Any,
 ) -> None:  # fmt: skip
     """Quantise one token's key and value of one head into place `token` of the block at `block`."""
-    _quantise_head(qkv, key, size, padded, W.head, W.q, 0, W.scales, W.begins, 0)
+    _quantise_head(qkv, key, size, padded, W.head, W.q, ZERO, W.scales, W.begins, ZERO)
     scales[scale + token] = W.scales[0]
     scatter_key(W.q, padded // 4, cache, block + token * 4)
-    _quantise_head(qkv, value, size, padded, W.head, W.q, 0, W.scales, W.begins, 0)
+    _quantise_head(qkv, value, size, padded, W.head, W.q, ZERO, W.scales, W.begins, ZERO)
     scales[scale + BLOCK + token] = W.scales[0]
     scatter_value(W.q, padded // 16, cache, block + BLOCK * padded + (token // 4) * 4 * padded, token % 4)
 
@@ -318,8 +324,8 @@ def attend_int8(
                 isa, 1, W.q, padded, cache, cache_at, table, table_at, cache_stride, seen, steps, W.begins, W.integers, span
             )  # fmt: skip
             factor = softmax_shares(
-                W.integers, 0, n, W.scales[m] * alpha, scales, scale, scale_stride, table, table_at, W.scores, W.found,
-                W.shares, 0, span,
+                W.integers, ZERO, n, W.scales[m] * alpha, scales, scale, scale_stride, table, table_at, W.scores, W.found,
+                W.shares, ZERO, span,
             )  # fmt: skip
             _sum_values(isa, size, padded, seen, cache, values, cache_stride, table, table_at, factor, W, span, out, to + m * out_stride)
         return

@@ -28,6 +28,7 @@ Control = NDArray[np.int64]
 LINE = 8  # int64 words of a cache line
 STEPS, ARRIVED, SLEEPS = 0, LINE, 2 * LINE
 SPINS = 2000  # about 30 µs: longer than any stage of a small model takes
+JOB = 8  # numbers that a step is told
 PATIENCE = 20_000  # times to give way before sleeping: 10 to 20 ms on an idle machine
 
 
@@ -86,7 +87,7 @@ class Team:
     def __init__(self, function: Callable[..., None], isa: Instructions, threads: int, arguments: tuple[Any, ...]) -> None:
         self.threads = threads
         self._control = np.zeros(SLEEPS + threads * LINE, np.int64)
-        self._job = np.zeros(8, np.int64)
+        self._job = np.zeros(JOB, np.int64)
         self._call = (function, isa, threads, self._job, self._control, *arguments)
         self._awake = [threading.Event() for _ in range(threads)]
         self._workers = [

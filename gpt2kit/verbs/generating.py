@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional, UseAppendAction
 
@@ -12,6 +14,15 @@ from gpt2kit.errors import UserError
 from gpt2kit.verbs import Verb
 from gpt2kit.verbs.output import print_json, print_notes
 
+if TYPE_CHECKING:
+    from gpt2kit.model.completion import Completion, Event
+    from gpt2kit.model.sampling import SamplingSettings
+    from gpt2kit.text.tokenizer import Tokenizer
+
+STAGES = {  # what takes seconds the first time, as the engine names it
+    "compiling": "first run on this machine: compiling the engine, some ten seconds",
+    **dict.fromkeys(("sampling", "smoothing", "rounding"), "first run of this model: making its int8 weights"),
+}
 TEMPERATURE = 0.8  # where neither a temperature nor beam search is asked for
 
 
@@ -48,43 +59,90 @@ class GenerateOptions:
     allow_special: bool = False  # special tokens in the prompt, such as <|endoftext|>, are not ordinary text
     logprobs: int | None = None  # alternatives a token, with --json
     json: bool = False  # one JSON object a completion
-    reference: bool = False  # the model file's own decoder; the only one so far
+    precision: str = "auto"  # of the engine: int8, fp32; auto is int8 unless that costs this model over 1 % in bits
+    threads: int | None = None  # None: every core
+    reference: bool = False  # the model file's own decoder in float32 instead of the engine: slow, and the definition
     hub: bool = False  # let MODEL be a name on the Hugging Face hub
 
 
 def run_generate(options: GenerateOptions) -> int:
-    from gpt2kit.model import folder
-    from gpt2kit.model.generate import generate, stream
     from gpt2kit.model.sampling import SamplingSettings
 
-    notes: list[str] = []
-    model, tokenizer = folder.load(options.model, allow_hub=options.hub, notes=notes)
-    print_notes(notes)
-    if tokenizer is None:
-        raise UserError(f"{options.model} has no tokenizer, so it cannot read a prompt")
     prompt = _prompt(options.prompt)
     own = {f.name for f in dataclasses.fields(SamplingSettings)}
     values = {k: v for k, v in dataclasses.asdict(options).items() if k in own}
     if options.temperature is None:
         values["temperature"] = TEMPERATURE if options.num_beams == 1 else 0.0
     settings = SamplingSettings(**values)
-    ids = tokenizer.encode(prompt, "all" if options.allow_special else frozenset())
-    if options.json or settings.n > 1 or settings.num_beams > 1:
-        for completion in generate(model, [ids], settings, tokenizer=tokenizer)[0]:
-            if options.json:
-                print_json({"prompt": prompt, **dataclasses.asdict(completion)})
-            else:
-                print(f"{prompt}{completion.text}\n---")
-        return 0
-    print(prompt, end="", flush=True)
+    one_stream = not (options.json or settings.n > 1 or settings.num_beams > 1)
+    reference = options.reference or settings.num_beams > 1  # the engine has no beams
+    decode = _with_reference if reference else _with_engine
+    completions, events, n_positions = decode(options, prompt, settings, one_stream)
+    for completion in completions:
+        if options.json:
+            print_json({"prompt": prompt, **dataclasses.asdict(completion)})
+        else:
+            print(f"{prompt}{completion.text}\n---")
     slid = False
-    for event in stream(model, ids, settings, tokenizer=tokenizer):
+    for event in events:
         print(event.text, end="", flush=True)
         slid |= event.window_slid
-    print()
+    if one_stream:
+        print()
     if slid:
-        print_notes([f"the text outgrew the model's {model.config.n_positions} positions: the window slid on"])
+        print_notes([f"the text outgrew the model's {n_positions} positions: the window slid on"])
     return 0
+
+
+def _with_engine(
+    options: GenerateOptions, prompt: str, settings: SamplingSettings, one_stream: bool
+) -> tuple[Iterable[Completion], Iterable[Event], int]:
+    """Completions, or the events of one, and the model's positions."""
+    from gpt2kit.engine import Engine
+
+    told: set[str] = set()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage in STAGES and STAGES[stage] not in told:
+            told.add(STAGES[stage])
+            print_notes([STAGES[stage]])
+
+    engine = Engine.load(
+        options.model, options.precision, options.threads, max_batch=min(max(settings.n, 1), 32),
+        on_progress=tell, allow_hub=options.hub,
+    )  # fmt: skip
+    print_notes(engine.notes)
+    tokenizer = _need_tokenizer(options, engine.tokenizer)
+    ids = tokenizer.encode(prompt, "all" if options.allow_special else frozenset())
+    if not one_stream:
+        found = engine.generate([ids], settings)[0]
+        return (found if isinstance(found, list) else [found]), (), engine.config.n_positions
+    print(prompt, end="", flush=True)
+    return (), engine.stream(ids, settings), engine.config.n_positions
+
+
+def _with_reference(
+    options: GenerateOptions, prompt: str, settings: SamplingSettings, one_stream: bool
+) -> tuple[Iterable[Completion], Iterable[Event], int]:
+    """The same by the model file."""
+    from gpt2kit.model import folder
+    from gpt2kit.model.generate import generate, stream
+
+    notes: list[str] = []
+    model, tokenizer = folder.load(options.model, allow_hub=options.hub, notes=notes)
+    print_notes(notes)
+    tokenizer = _need_tokenizer(options, tokenizer)
+    ids = tokenizer.encode(prompt, "all" if options.allow_special else frozenset())
+    if not one_stream:
+        return generate(model, [ids], settings, tokenizer=tokenizer)[0], (), model.config.n_positions
+    print(prompt, end="", flush=True)
+    return (), stream(model, ids, settings, tokenizer=tokenizer), model.config.n_positions
+
+
+def _need_tokenizer(options: GenerateOptions, tokenizer: Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        raise UserError(f"{options.model} has no tokenizer, so it cannot read a prompt")
+    return tokenizer
 
 
 def _prompt(given: str) -> str:

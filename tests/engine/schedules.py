@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from fake_forward import FakeForward
 
-from gpt2kit.engine.scheduler import Job, Scheduler
+from gpt2kit.engine.job import Job
+from gpt2kit.engine.scheduler import Scheduler
 from gpt2kit.model.completion import Event, view_start
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.sampling import SamplingSettings, describe

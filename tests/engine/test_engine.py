@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from schedules import EOS, N, V, alone, config
 
 import gpt2kit.engine
 from gpt2kit import runtime
-from gpt2kit.engine.engine import Engine, Handle, Request, plan_blocks
+from gpt2kit.engine.engine import Engine, Request, plan_blocks
+from gpt2kit.engine.handle import Handle
 from gpt2kit.engine.models import Models
 from gpt2kit.errors import UserError
 from gpt2kit.model.completion import Completion
@@ -338,6 +340,14 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_engine(make: Make) -> N
     with pytest.raises(MemoryError):
         engine.generate([[1, 2]], max_tokens=3)
     assert len(engine.generate([[1, 2]], max_tokens=3)) == 1
+
+
+def test_an_idle_engine_sleeps(make: Make) -> None:
+    engine = make()
+    engine.generate([[1]], max_tokens=2)
+    end = time.monotonic() + 30
+    while engine._worker.wake.is_set():
+        assert time.monotonic() < end
 
 
 def test_a_closed_engine_says_so_and_ends_what_ran(make: Make) -> None:

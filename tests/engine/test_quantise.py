@@ -395,12 +395,16 @@ def test_weights_that_change_while_they_are_rounded_are_not_stored(copied: Path,
 # ---------------------------------------------------------------- texts and samples
 
 
-def test_a_text_can_be_calibrated_on(copied: Path) -> None:
+def test_a_text_can_be_calibrated_on(copied: Path, planted: GPT2, tokenizer: Tokenizer) -> None:
     packed = quantise.quantise(copied, TEXT)
+    held_out = torch.from_numpy(quantise._cut(TEXT, planted.config, tokenizer)[1::2].copy())
+    with torch.no_grad():
+        loss = F.cross_entropy(planted(held_out[:, :-1]).flatten(0, 1), held_out[:, 1:].flatten())
     manifest = commit.verify(copied)
     assert manifest is not None
     assert manifest["int8"]["calibration"].startswith("text ")
     assert packed.cost_percent == manifest["int8"]["percent"]
+    assert manifest["int8"]["bits"] == pytest.approx(float(loss) / np.log(2), rel=1e-4)  # of that text
     assert abs(manifest["int8"]["percent"]) < 0.5
 
 

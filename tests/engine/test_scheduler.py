@@ -363,6 +363,38 @@ def test_a_listener_that_raises_ends_its_own_request_only() -> None:
     assert good.answer() == by_definition([1, 2], max_tokens=9)
 
 
+def test_a_listener_that_raises_before_the_first_step() -> None:
+    made = scheduler()
+    job = Asked([1, 2], max_tokens=0, n=3, temperature=1.0, seed=1)
+
+    def fails(index: int, event: Event) -> None:
+        raise RuntimeError("the client has gone")
+
+    job.on_event = fails  # type: ignore[method-assign]
+    made.add(job)
+    assert job.done
+    assert str(job.error) == "the client has gone"
+    assert not made.busy
+
+
+def test_a_listener_that_raises_at_the_end_disturbs_nobody() -> None:
+    made = scheduler()
+    jobs = [Asked([1, i], max_tokens=9) for i in range(3)]
+
+    def fails() -> None:
+        raise RuntimeError("the client has gone")
+
+    jobs[0].on_end = jobs[1].on_end = fails  # type: ignore[method-assign]
+    for job in jobs:
+        made.add(job)
+    made.step()
+    made.cancel(jobs[0])
+    while made.step():
+        made.pool.check()
+    assert jobs[1].ended
+    assert jobs[2].answer() == by_definition([1, 2], max_tokens=9)
+
+
 # ---------------------------------------------------------------- vectors
 
 
