@@ -175,7 +175,7 @@ def prompts(column: str, turn: int, vocabulary: int = VOCABULARY) -> list[list[i
 
 
 def tokens_of(column: str, tokens: int) -> int:
-    return 1 if column == "prefill" else tokens // 2 if STREAMS[column] > 1 else tokens
+    return 1 if column == "prefill" else tokens
 
 
 def race(cell: Cell, found: dict[str, Contestant], columns: list[str], rounds: int, tokens: int) -> None:
@@ -196,8 +196,10 @@ def race(cell: Cell, found: dict[str, Contestant], columns: list[str], rounds: i
                     continue
                 if column == "prefill":
                     cell.add(column, name, PROMPT[column] / answer["prefill_seconds"])
-                else:
+                elif answer["decoded"]:
                     cell.add(column, name, answer["decoded"] / answer["decode_seconds"])
+                else:  # the first stream had ended before the last one began
+                    print(f"  {name}, {column}: needs more --tokens", file=sys.stderr, flush=True)
                 if column == "decode-32":
                     reference = answer["tokens"][0] if name == REFERENCE else reference
                     if reference:
@@ -288,7 +290,7 @@ def show(cell: Cell) -> None:
     columns = [column for column in COLUMNS if column in cell.values and column != "speculation"]
     print(f"\nGPT-2 {cell.shape}, {cell.threads} thread{'s' * (cell.threads > 1)}")
     if columns:
-        print(f"{'':<28}" + "".join(f"{column:>12}" for column in columns) + f"{'agrees':>12}")
+        print(f"{'':<30}" + "".join(f"{column:>12}" for column in columns) + f"{'agrees':>12}")
     for peer in CONTESTANTS:
         medians = [cell.median(column, peer.name) for column in columns]
         if any(medians):
@@ -297,12 +299,12 @@ def show(cell: Cell) -> None:
                 for c, m in zip(columns, medians, strict=True)
             )
             agreeing = cell.agreeing.get(peer.name)
-            print(f"{peer.name:<28}{numbers}{statistics.median_low(agreeing) if agreeing else '–':>12}")
+            print(f"{peer.name:<30}{numbers}{statistics.median_low(agreeing) if agreeing else '–':>12}")
     found = ratios(cell)
     for label, title in (("8 bits or more", "ours / best of 8 bits or more"), ("4 bits", "ours / best of 4 bits")):
         line = [f"{found[c][label]:.2f}" if label in found.get(c, {}) else "" for c in columns]
         if any(line):
-            print(f"{title:<28}".ljust(28)[:28] + "".join(f"{text:>12}" for text in line))
+            print(f"{title:<30}" + "".join(f"{text:>12}" for text in line))
     for column, unit in (("start", "s more"), ("memory", "times")):
         if column in found:
             print(f"{column}: ours against {YARDSTICK}: {found[column][YARDSTICK]:.2f} {unit}")
@@ -351,7 +353,7 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", default=list(COLUMNS), choices=COLUMNS)
     parser.add_argument("--peers", nargs="+", metavar="WORD", help="only contestants whose name holds one of these")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=64, help="decoded by a single stream; several take half each")
+    parser.add_argument("--tokens", type=int, default=64, help="that every stream decodes")
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))

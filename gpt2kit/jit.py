@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import types
 from collections.abc import Callable, Sequence
@@ -24,10 +25,10 @@ def compiled(function: F, parts: Sequence[types.ModuleType] = (), **options: Any
     except RuntimeError:  # "cannot cache function: no locator available"
         return numba.njit(function, **options)  # type: ignore[no-any-return]
     stored = getattr(dispatcher, "_cache", None)
-    for name in ("load_overload", "save_overload"):
+    file: Any = getattr(stored, "_cache_file", None)
+    for name, mend in (("load_overload", None), ("save_overload", functools.partial(_mend, file))):
         if hasattr(stored, name):
-            setattr(stored, name, _optional(getattr(stored, name)))
-    file = getattr(stored, "_cache_file", None)
+            setattr(stored, name, _optional(getattr(stored, name), mend))
     if parts and hasattr(file, "_source_stamp"):
         file._source_stamp = (file._source_stamp, *(_hash(part) for part in parts))
     return dispatcher  # type: ignore[no-any-return]
@@ -58,13 +59,28 @@ def renamed(function: F, name: str) -> F:
     return copy  # type: ignore[return-value]
 
 
-def _optional(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A full disk or a damaged cache file costs a compilation, not the run."""
+def _optional(call: Callable[..., Any], mend: Callable[[], bool] | None = None) -> Callable[..., Any]:
+    """A full disk or a damaged cache file costs a compilation, not the run. Where `mend` says so, it is tried again."""
 
     def guarded(*arguments: Any) -> Any:
         try:
             return call(*arguments)
         except Exception:
+            if mend is None:
+                return None
+        try:
+            return call(*arguments) if mend() else None
+        except Exception:
             return None
 
     return guarded
+
+
+def _mend(file: Any) -> bool:
+    """Replace an index that cannot be read by an empty one: Numba reads it before it writes, so it would stay for ever."""
+    try:
+        file._load_index()
+    except Exception:
+        file.flush()
+        return True
+    return False

@@ -28,6 +28,7 @@ ORDER = [
     "model",
     "training",
     "evaluation",
+    "engine",
     "doctor",
     "recipes",
     "api",
@@ -100,7 +101,10 @@ def test_a_folder_imports_only_from_folders_above_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_light_files_import_nothing_heavy(name: str) -> None:
-    """text/ and data/ never name torch; the package itself, errors, commit, runtime, verbs/ and cli not at import."""
+    """text/ and data/ never name torch; the package itself, errors, commit, runtime, verbs/ and cli not at import.
+
+    Nor does engine/, which serves an int8 model without it: torch only helps to make one.
+    """
     module = tree(ROOT / name)
     here = part(ROOT / name)
     if here in LIGHT_FOLDERS:
@@ -109,6 +113,9 @@ def test_light_files_import_nothing_heavy(name: str) -> None:
     if here in (*LIGHT_FOLDERS, "__init__", "__main__", "errors", "wording", "commit", "runtime", "verbs", "cli"):
         loaded = {target.split(".")[0] for node in at_import(module) for target in imported(node)}
         assert not loaded & HEAVY
+    if here == "engine" and name != "engine/calibrate.py":  # which is imported to make int8 weights
+        loaded = {target.split(".")[0] for node in at_import(module) for target in imported(node)}
+        assert not loaded & {"torch", "transformers", "matplotlib"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,6 +156,15 @@ def test_decoding_and_model_folders_are_known_without_torch(name: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {module.split(".")[0] for module in result.stdout.split()}
     assert "gpt2kit" in loaded
+    assert not loaded & {"torch", "transformers", "matplotlib"}
+
+
+@pytest.mark.parametrize("code", ["import gpt2kit.engine", "from gpt2kit.engine import Engine, Models, Request"])
+def test_the_engine_is_imported_without_torch(code: str) -> None:
+    code = f"import sys; {code}; import gpt2kit.engine.forward, gpt2kit.engine.quantise; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {module.split(".")[0] for module in result.stdout.split()}
+    assert {"gpt2kit", "numba"} <= loaded
     assert not loaded & {"torch", "transformers", "matplotlib"}
 
 

@@ -160,14 +160,15 @@ class Engine:
         max_batch: int = 32,
         cache_memory: int | None = None,
         on_progress: Progress | None = None,
+        allow_hub: bool = False,
     ) -> Engine:
-        """Load a model folder.
+        """Load a model folder, or with allow_hub a name on the Hugging Face hub.
 
         precision: "auto" is int8 unless that costs the model more than 1 % in bits per token. threads: None takes
         every core that this process may use. max_batch: streams that are computed together; others wait.
         cache_memory: bytes for keys and values; None takes what max_batch full contexts need, at most half of the free
-        memory. on_progress is told of a folder's first int8 load, which computes. What was chosen, or put right, is
-        in `notes`. Raises UserError for what is wrong with the folder or too much for this machine.
+        memory. on_progress is told of what takes seconds the first time: "compiling" on a new machine, and the stages of a
+        folder's first int8 load. What was chosen, or put right, is in `notes`. Raises UserError for what is wrong with the folder or too much for this machine.
         """
         check_one_of("precision", precision, ("int8", "fp32", "auto"))
         threads, max_batch = _check_threads(threads), _check_batch(max_batch)
@@ -177,12 +178,18 @@ class Engine:
         from gpt2kit.engine.weights import packed_bytes
 
         notes: list[str] = []
-        config, tokenizer = read_head(resolve(folder)[0], notes)
-        packed = load_packed(folder, precision, on_progress, notes, config)
+        path, chosen = resolve(folder, allow_hub)
+        if chosen is not None:
+            notes.append(chosen)
+        config, tokenizer = read_head(path, notes)
+        packed = load_packed(path, precision, on_progress, notes, config)
         size = block_bytes(packed.config, packed.precision)
         blocks = plan_blocks(packed.config, size, max_batch, cache_memory, runtime.available_memory())
         rows, logits = max_batch + PROMPT_ROWS, max_batch + SPARE_LOGITS
         forward = Kernels(packed, threads, blocks, rows, logits, max_batch)
+        if on_progress is not None and not forward.is_compiled:
+            on_progress("compiling", 0, 1)
+        forward.warm_up()
         engine = cls(forward, tokenizer, max_batch)
         engine.memory = blocks * size + packed_bytes(packed.config, packed.precision)
         engine.precision, engine.notes = packed.precision, notes
@@ -231,7 +238,7 @@ class Engine:
         (one,) = _settings(settings, changes, 1)
         if one.n > 1:
             raise UserError("a stream is of one completion: n must be 1", hint="use submit(...).events()")
-        return Events(self.submit(Request(prompt, one, window, salt, speculate)))
+        return Events(self.submit(Request(prompt, one, window, salt, speculate)), self)
 
     def score(
         self, prompts: Prompt | Sequence[Prompt], logprobs: int = 0, *, salt: str = ""

@@ -1,8 +1,8 @@
 """One step of the engine: rows of tokens to logits, by one team of threads from the first layer to the last.
 
-A row is one token of one sequence at one position. Decoding rows of many sequences, drafts that are being checked and a
-piece of somebody's prompt are all rows of one step. Each is computed by itself, so its logits depend on its own sequence
-only. The threads share the outputs of every linear and the heads; between the stages they meet at a barrier:
+A row is one token of one sequence at one position. Decoding rows of many sequences, drafts that are being checked and
+a piece of somebody's prompt are all rows of one step. Each is computed by itself, so its logits depend on its own
+sequence only. The threads share the outputs of every linear and the heads; between the stages they meet at a barrier:
 
     embed | ln_1, quantise | c_attn | heads: write keys and values, attend | quantise | c_proj, add |
     ln_2, quantise | c_fc, activate | quantise | c_proj, add | ... | ln_f, quantise | head
@@ -13,13 +13,12 @@ With one or two rows every thread quantises them for itself: that costs less tha
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numba import carray
 from numpy.typing import NDArray
 
-from gpt2kit.engine import kernels, lanes, simd, team
+from gpt2kit.engine import kernels, lanes, simd, team, views
 from gpt2kit.engine.kernels import (
     ACTIVATE,
     ADD,
@@ -46,141 +45,32 @@ from gpt2kit.engine.kernels import (
     remember_int8,
 )
 from gpt2kit.engine.lanes import ACTIVATIONS
-from gpt2kit.engine.simd import Instructions, instructions, pointer, prefetch
+from gpt2kit.engine.simd import Instructions, instructions, prefetch
 from gpt2kit.engine.team import Control, Team, barrier
+from gpt2kit.engine.views import (
+    ALPHAS,
+    CACHE_AT,
+    FLOATS,
+    MATRICES,
+    Buffers,
+    Cache,
+    Places,
+    Rows,
+    Shape,
+    buffers_view,
+    float32_view,
+    layers_view,
+    rows_view,
+    uint8_view,
+    work_view,
+)
 from gpt2kit.engine.weights import PackedWeights, Precision, aligned, attention_scale, pad
 from gpt2kit.errors import UserError
 from gpt2kit.jit import compiled, is_compiled
 from gpt2kit.model.config import GPT2Config
 
-COLUMNS = 17  # of the table of a layer's offsets, see `_layer_table`
-WORK_PARTS = len(Work._fields)
 ROWS_AHEAD = 3  # blocks of other sequences are fetched so many rows before they are written
 ALONE = 2  # up to so many rows are quantised by every thread for itself
-
-
-class Shape(NamedTuple):
-    """The model's sizes, for compiled code."""
-
-    C: int
-    H: int
-    D: int  # head size
-    DP: int  # padded to 16
-    I: int  # noqa: E741  inner size
-    L: int
-    CP: int  # the inputs of c_attn, c_fc and the head: C padded to 16
-    IP: int  # the inputs of the second projection
-    x_stride: int  # floats of a row of C channels
-    qkv_stride: int
-    ff_stride: int
-    q_stride: int  # bytes of a row of quantised inputs
-    v_stride: int  # floats of a row of logits
-    hb: int  # items of one head's block
-    span: int  # tokens of a full table
-    kind: int  # the activation
-    epsilon: float
-
-
-class Places(NamedTuple):
-    """Where the parts lie in the packed buffers: offsets, see `weights.Layout`."""
-
-    wte: int
-    wte_scale: int
-    unsmooth: int
-    wpe: int
-    wpe_stride: int
-    head: int
-    head_scale: int
-    head_blocks: int
-    ln_f_g: int
-    ln_f_b: int
-
-
-# Compiled code builds these from the addresses of arrays that `Forward` owns. An array that is passed to compiled code is
-# counted by every function that touches it, atomically, in a cache line that all threads share: 0.5 us a head and row.
-
-
-class Rows(NamedTuple):
-    """What a step is asked: filled by `Forward.step`."""
-
-    tokens: Array  # int32
-    positions: Array  # int32
-    slots: Array  # int32
-    tables: Array  # int32, flat [S, blocks_per_sequence]
-    wanted: Array  # int32
-
-
-class Buffers(NamedTuple):
-    """Flat working memory; rows lie at multiples of their stride."""
-
-    x: Array  # float32
-    h: Array  # float32; int8: a row a thread; fp32: normalised rows
-    qkv: Array  # float32
-    att: Array  # float32
-    ff: Array  # float32
-    q: Array  # int8: shared rows, then ALONE rows a thread
-    scales: Array  # float32
-    begins: Array  # int32
-    logits: Array  # float32
-    hidden: Array  # float32
-
-
-class Cache(NamedTuple):
-    data: Array  # uint8 or float32, flat [blocks, L, H, hb]
-    scales: Array  # float32, flat [blocks, L, H, 2, 16]; int8 only
-
-
-MATRICES, FLOATS, LAYERS, ALPHAS, ROWS_AT, BUFFERS_AT, CACHE_AT, WORK_AT = 0, 1, 2, 3, 4, 9, 19, 21  # rows of `addresses`
-
-
-@inlined
-def _float32(addresses: Array, i: int) -> Any:
-    return carray(pointer(addresses[2 * i]), (addresses[2 * i + 1],), np.float32)
-
-
-@inlined
-def _int32(addresses: Array, i: int) -> Any:
-    return carray(pointer(addresses[2 * i]), (addresses[2 * i + 1],), np.int32)
-
-
-@inlined
-def _int8(addresses: Array, i: int) -> Any:
-    return carray(pointer(addresses[2 * i]), (addresses[2 * i + 1],), np.int8)
-
-
-@inlined
-def _uint8(addresses: Array, i: int) -> Any:
-    return carray(pointer(addresses[2 * i]), (addresses[2 * i + 1],), np.uint8)
-
-
-@inlined
-def _layers(addresses: Array) -> Any:
-    i = 2 * LAYERS
-    return carray(pointer(addresses[i]), (addresses[i + 1] // COLUMNS, COLUMNS), np.int64)
-
-
-@inlined
-def _rows(A: Array) -> Any:
-    i = ROWS_AT
-    return Rows(_int32(A, i), _int32(A, i + 1), _int32(A, i + 2), _int32(A, i + 3), _int32(A, i + 4))
-
-
-@inlined
-def _buffers(A: Array) -> Any:
-    i = BUFFERS_AT
-    return Buffers(
-        _float32(A, i), _float32(A, i + 1), _float32(A, i + 2), _float32(A, i + 3), _float32(A, i + 4),
-        _int8(A, i + 5), _float32(A, i + 6), _int32(A, i + 7), _float32(A, i + 8), _float32(A, i + 9),
-    )  # fmt: skip
-
-
-@inlined
-def _work(A: Array, tid: int) -> Any:
-    i = WORK_AT + tid * WORK_PARTS
-    return Work(
-        _float32(A, i), _int8(A, i + 1), _float32(A, i + 2), _int32(A, i + 3), _int32(A, i + 4), _float32(A, i + 5),
-        _float32(A, i + 6), _uint8(A, i + 7), _float32(A, i + 8), _int32(A, i + 9), _float32(A, i + 10),
-    )  # fmt: skip
 
 
 @inlined
@@ -202,10 +92,10 @@ def _embed_int8(r: int, rows: Rows, w: Array, f: Array, P: Places, S: Shape, x: 
 
 @inlined
 def _quantise_rows(
-    source: Array, stride: int, n: int, count: int, B: Buffers, S: Shape, tid: int, threads: int, shared: int, control: Control,
-    phase: int,
+    source: Array, stride: int, n: int, count: int, B: Buffers, S: Shape, tid: int, threads: int, shared: int,
+    control: Control, phase: int,
 ) -> Any:  # fmt: skip
-    """Rows as they are to int8: by each thread for itself where they are few, else shared out. (where, first scale, phase)"""
+    """Rows as they are to int8: by each thread for itself where they are few, else shared out. (first row, phase)"""
     if count <= ALONE:
         first = shared + tid * ALONE
         for r in range(count):
@@ -219,8 +109,8 @@ def _quantise_rows(
 
 @inlined
 def _normalise_rows(
-    gain: int, bias: int, f: Array, count: int, B: Buffers, S: Shape, tid: int, threads: int, shared: int, control: Control,
-    phase: int,
+    gain: int, bias: int, f: Array, count: int, B: Buffers, S: Shape, tid: int, threads: int, shared: int,
+    control: Control, phase: int,
 ) -> Any:  # fmt: skip
     """LayerNorm and int8, as `_quantise_rows`."""
     few = count <= ALONE
@@ -239,8 +129,8 @@ def _normalise_rows(
 
 @inlined
 def _attend_heads_int8(
-    isa: Instructions, layer: int, alpha: Any, count: int, rows: Rows, S: Shape, B: Buffers, K: Cache, low: int, high: int,
-    W: Work,
+    isa: Instructions, layer: int, alpha: Any, count: int, rows: Rows, S: Shape, B: Buffers, K: Cache, low: int,
+    high: int, W: Work,
 ) -> None:  # fmt: skip
     stride, s_stride = S.L * S.H * S.hb, S.L * S.H * 2 * BLOCK
     table_size = S.span // BLOCK
@@ -257,8 +147,8 @@ def _attend_heads_int8(
             for part in range(3):
                 prefetch(B.qkv, later * S.qkv_stride + part * S.C + h * S.D, S.D)
             remember_int8(
-                B.qkv, qkv + S.C, qkv + 2 * S.C, S.D, S.DP, K.data, at + block * stride, K.scales, s_at + block * s_stride,
-                np.int64(rows.positions[r]) % BLOCK, W,
+                B.qkv, qkv + S.C, qkv + 2 * S.C, S.D, S.DP, K.data, at + block * stride,
+                K.scales, s_at + block * s_stride, np.int64(rows.positions[r]) % BLOCK, W,
             )  # fmt: skip
         r = ZERO
         while r < count:
@@ -266,9 +156,9 @@ def _attend_heads_int8(
             if r + QUERIES <= count and rows.slots[r] == rows.slots[r + QUERIES - 1]:
                 n = QUERIES
             attend_int8(
-                isa, n, B.qkv, r * S.qkv_stride + h * S.D, S.qkv_stride, S.D, S.DP, rows.positions, r, K.data, at, stride,
-                K.scales, s_at, s_stride, rows.tables, np.int64(rows.slots[r]) * table_size, alpha, W, S.span,
-                B.att, r * S.x_stride + h * S.D, S.x_stride,
+                isa, n, B.qkv, r * S.qkv_stride + h * S.D, S.qkv_stride, S.D, S.DP, rows.positions, r,
+                K.data, at, stride, K.scales, s_at, s_stride, rows.tables, np.int64(rows.slots[r]) * table_size,
+                alpha, W, S.span, B.att, r * S.x_stride + h * S.D, S.x_stride,
             )  # fmt: skip
             r += n
 
@@ -276,12 +166,12 @@ def _attend_heads_int8(
 def _step_int8(
     isa: Instructions, tid: int, threads: int, job: Array, control: Control, A: Array, S: Shape, P: Places
 ) -> None:  # fmt: skip
-    """What thread `tid` does of one step. job: rows, wanted rows, whether hidden states are wanted, the first own row."""
+    """What thread `tid` does of one step. job: rows, wanted rows, 1 for hidden states, the first own row, the phase."""
     count, wanted, shared = job[0], job[1], job[3]
     phase = job[4]
-    w, f, layers, alphas = _uint8(A, MATRICES), _float32(A, FLOATS), _layers(A), _float32(A, ALPHAS)
-    rows, B, W = _rows(A), _buffers(A), _work(A, tid)
-    K = Cache(_uint8(A, CACHE_AT), _float32(A, CACHE_AT + 1))
+    w, f, layers, alphas = uint8_view(A, MATRICES), float32_view(A, FLOATS), layers_view(A), float32_view(A, ALPHAS)
+    rows, B, W = rows_view(A), buffers_view(A), work_view(A, tid)
+    K = Cache(uint8_view(A, CACHE_AT), float32_view(A, CACHE_AT + 1))
     sums = W.sums
     low, high = _share(count, tid, threads)
     for r in range(low, high):
@@ -323,11 +213,9 @@ def _step_int8(
     if job[2]:
         low, high = _share(count, tid, threads)
         for r in range(low, high):
-            layernorm(
-                B.x, r * S.x_stride, S.C, f, P.ln_f_g, P.ln_f_b, F(S.epsilon), B.hidden, r * S.x_stride
-            )
+            layernorm(B.x, r * S.x_stride, S.C, f, P.ln_f_g, P.ln_f_b, F(S.epsilon), B.hidden, r * S.x_stride)
             for c in range(S.C):
-                B.hidden[r * S.x_stride + c] *= f[P.unsmooth + c]
+                B.hidden[r * S.x_stride + c] /= f[P.unsmooth + c]
     few = wanted <= ALONE
     low, high = _share(wanted, tid, threads)
     first = ZERO
@@ -335,9 +223,7 @@ def _step_int8(
         low, high, first = ZERO, wanted, shared + tid * ALONE
     for j in range(low, high):
         at = tid * S.ff_stride
-        layernorm(
-            B.x, np.int64(rows.wanted[j]) * S.x_stride, S.C, f, P.ln_f_g, P.ln_f_b, F(S.epsilon), B.h, at
-        )
+        layernorm(B.x, np.int64(rows.wanted[j]) * S.x_stride, S.C, f, P.ln_f_g, P.ln_f_b, F(S.epsilon), B.h, at)
         quantise(B.h, at, S.CP, B.q, (first + j) * S.q_stride, B.scales, B.begins, first + j)
     if not few:
         phase = barrier(control, phase, threads)
@@ -354,9 +240,9 @@ def _step_fp32(
 ) -> None:  # fmt: skip
     """The same in float32."""
     count, wanted, phase = job[0], job[1], job[4]
-    w, f, layers, alphas = _float32(A, MATRICES), _float32(A, FLOATS), _layers(A), _float32(A, ALPHAS)
-    rows, B, W = _rows(A), _buffers(A), _work(A, tid)
-    K = Cache(_float32(A, CACHE_AT), _float32(A, CACHE_AT + 1))
+    w, f, layers, alphas = float32_view(A, MATRICES), float32_view(A, FLOATS), layers_view(A), float32_view(A, ALPHAS)
+    rows, B, W = rows_view(A), buffers_view(A), work_view(A, tid)
+    K = Cache(float32_view(A, CACHE_AT), float32_view(A, CACHE_AT + 1))
     scores, sums = W.scores, W.float_sums
     stride, table_size = S.L * S.H * S.hb, S.span // BLOCK
     mine, end = _share(count, tid, threads)
@@ -372,37 +258,43 @@ def _step_fp32(
         phase = barrier(control, phase, threads)
         low, high = _share(S.qkv_stride // TILE, tid, threads)
         linear_fp32(
-            B.h, ZERO, S.x_stride, count, w, O[0], S.CP, low, high, f, O[12], sums, B.qkv, S.qkv_stride, STORE, ZERO, ZERO
+            B.h, ZERO, S.x_stride, count, w, O[0], S.CP, low, high, f, O[12], sums, B.qkv, S.qkv_stride,
+            STORE, ZERO, ZERO,
         )  # fmt: skip
         phase = barrier(control, phase, threads)
         low, high = _share(S.H, tid, threads)
         for h in range(low, high):
-            at = (layer * S.H + h) * S.hb
+            head = (layer * S.H + h) * S.hb
             for r in range(count):
                 qkv, position = r * S.qkv_stride + h * S.D, np.int64(rows.positions[r])
                 block = np.int64(rows.tables[np.int64(rows.slots[r]) * table_size + position // BLOCK])
-                remember_fp32(
-                    B.qkv, qkv + S.C, qkv + 2 * S.C, S.D, S.DP, K.data, at + block * stride, position % BLOCK
-                )
+                place = head + block * stride
+                remember_fp32(B.qkv, qkv + S.C, qkv + 2 * S.C, S.D, S.DP, K.data, place, position % BLOCK)
             for r in range(count):
                 attend_fp32(
-                    B.qkv, r * S.qkv_stride + h * S.D, S.D, S.DP, np.int64(rows.positions[r]), K.data, at, stride,
-                    rows.tables, np.int64(rows.slots[r]) * table_size, alphas[layer], scores, B.att, r * S.x_stride + h * S.D,
+                    B.qkv, r * S.qkv_stride + h * S.D, S.D, S.DP, np.int64(rows.positions[r]), K.data, head, stride,
+                    rows.tables, np.int64(rows.slots[r]) * table_size, alphas[layer], scores,
+                    B.att, r * S.x_stride + h * S.D,
                 )  # fmt: skip
         phase = barrier(control, phase, threads)
         low, high = _share(S.x_stride // TILE, tid, threads)
-        linear_fp32(B.att, ZERO, S.x_stride, count, w, O[1], S.CP, low, high, f, O[13], sums, B.x, S.x_stride, ADD, ZERO, ZERO)
+        linear_fp32(
+            B.att, ZERO, S.x_stride, count, w, O[1], S.CP, low, high, f, O[13], sums, B.x, S.x_stride, ADD, ZERO, ZERO
+        )
         phase = barrier(control, phase, threads)
         for r in range(mine, end):
             layernorm(B.x, r * S.x_stride, S.C, f, O[10], O[11], F(S.epsilon), B.h, r * S.x_stride)
         phase = barrier(control, phase, threads)
         low, high = _share(S.ff_stride // TILE, tid, threads)
         linear_fp32(
-            B.h, ZERO, S.x_stride, count, w, O[2], S.CP, low, high, f, O[14], sums, B.ff, S.ff_stride, ACTIVATE, S.kind, O[16]
+            B.h, ZERO, S.x_stride, count, w, O[2], S.CP, low, high, f, O[14], sums, B.ff, S.ff_stride,
+            ACTIVATE, S.kind, O[16],
         )  # fmt: skip
         phase = barrier(control, phase, threads)
         low, high = _share(S.x_stride // TILE, tid, threads)
-        linear_fp32(B.ff, ZERO, S.ff_stride, count, w, O[3], S.IP, low, high, f, O[15], sums, B.x, S.x_stride, ADD, ZERO, ZERO)
+        linear_fp32(
+            B.ff, ZERO, S.ff_stride, count, w, O[3], S.IP, low, high, f, O[15], sums, B.x, S.x_stride, ADD, ZERO, ZERO
+        )
         phase = barrier(control, phase, threads)
     if job[2]:
         for r in range(mine, end):
@@ -420,7 +312,7 @@ def _step_fp32(
     barrier(control, phase, threads)
 
 
-PARTS = (simd, lanes, kernels, team)  # whose functions are compiled into these two
+PARTS = (simd, lanes, kernels, team, views)  # whose functions are compiled into these two
 step_int8 = compiled(_step_int8, PARTS, **OPTIONS)
 step_fp32 = compiled(_step_fp32, PARTS, **OPTIONS)
 
@@ -444,7 +336,7 @@ def block_bytes(config: GPT2Config, precision: Precision) -> int:
 def _shape(config: GPT2Config, packed: PackedWeights) -> Shape:
     at, layer = packed.layout, packed.layout.layers[0]
     return Shape(
-        C=config.n_embd, H=config.n_head, D=config.head_size, DP=pad(config.head_size, 16), I=config.inner_size,
+        C=config.n_embd, H=config.n_head, D=config.head_size, DP=pad(config.head_size, 16),
         L=config.n_layer, CP=layer.c_attn.k_padded, IP=layer.mlp_proj.k_padded, x_stride=layer.attn_proj.n_padded,
         qkv_stride=layer.c_attn.n_padded, ff_stride=max(layer.c_fc.n_padded, layer.attn_proj.n_padded),
         q_stride=max(layer.mlp_proj.k_padded, layer.c_attn.k_padded), v_stride=at.head.n_padded,
@@ -482,9 +374,10 @@ def _places(packed: PackedWeights) -> Places:
 def _new_work(S: Shape) -> Work:
     return Work(
         head=aligned(S.DP, np.float32), q=aligned(QUERIES * S.DP, np.int8), scales=aligned(QUERIES, np.float32),
-        begins=aligned(QUERIES, np.int32), integers=aligned(QUERIES * S.span, np.int32), scores=aligned(S.span, np.float32),
-        found=aligned(2, np.float32), shares=aligned(PAIR * 2 * S.span, np.uint8), factors=aligned(PAIR, np.float32),
-        sums=aligned(ROWS * TILE, np.int32), float_sums=aligned(ROWS * TILE, np.float32),
+        begins=aligned(QUERIES, np.int32), integers=aligned(QUERIES * S.span, np.int32),
+        scores=aligned(S.span, np.float32), found=aligned(2, np.float32), shares=aligned(PAIR * 2 * S.span, np.uint8),
+        factors=aligned(PAIR, np.float32), sums=aligned(ROWS * TILE, np.int32),
+        float_sums=aligned(ROWS * TILE, np.float32),
     )  # fmt: skip
 
 
@@ -543,7 +436,8 @@ class Forward:
         self._first_shared = most
         alphas = np.array([attention_scale(packed.config, i) for i in range(S.L)], np.float32)
         work = [array for _ in range(threads) for array in _new_work(S)]
-        arrays = [packed.weights, packed.floats, _layer_table(packed), alphas, *self._rows, *self._buffers, *self._cache, *work]
+        weights = (packed.weights, packed.floats, _layer_table(packed))
+        arrays = [*weights, alphas, *self._rows, *self._buffers, *self._cache, *work]
         self._alive = arrays  # compiled code knows their addresses only
         addresses = np.array([number for array in arrays for number in (array.ctypes.data, array.size)], np.int64)
         self._function = step_int8 if integer else step_fp32
@@ -559,20 +453,24 @@ class Forward:
         wanted: NDArray[np.int32],
         hidden: bool = False,
     ) -> NDArray[np.float32]:
-        """tokens, positions, slots [R]; tables [S, blocks_per_sequence]; wanted [J] -> logits [J, V], valid until the next step.
+        """Rows to logits [J, V], which are valid until the next step.
 
+        tokens, positions, slots [R]; tables [S, blocks_per_sequence]; wanted [J]: the rows whose logits are asked for.
         tables[slot, position // 16] is the block of a position. The rows of one slot are consecutive and ascending; the
         positions before them are in the cache. With `hidden`, `self.hidden` [R, C] holds the rows after ln_f.
         """
         count, J = len(tokens), len(wanted)
-        assert 0 < count <= self.max_rows and J <= self.max_logits and tables.size <= len(self._rows.tables)
+        assert 0 < count <= self.max_rows
+        assert self.max_logits >= J
+        assert tables.size <= len(self._rows.tables)
         self._rows.tokens[:count] = tokens
         self._rows.positions[:count] = positions
         self._rows.slots[:count] = slots
         self._rows.tables[: tables.size] = tables.reshape(-1)
         self._rows.wanted[:J] = wanted
         self._team.run(count, J, int(hidden), self._first_shared)
-        return self._logits[:J]
+        logits: NDArray[np.float32] = self._logits[:J]
+        return logits
 
     @property
     def is_compiled(self) -> bool:
@@ -580,7 +478,7 @@ class Forward:
         return is_compiled(self._function)
 
     def warm_up(self) -> None:
-        """Compile, or load what was compiled, and read all weights once. Writes to block 0, so nobody may hold it yet."""
+        """Compile or load what was compiled, and read all weights once. Writes to block 0: nobody may hold it yet."""
         none = np.zeros(1, np.int32)
         self.step(none, none, none, np.zeros((1, self.blocks_per_sequence), np.int32), none)
 
@@ -601,5 +499,7 @@ class Forward:
     def __enter__(self) -> Forward:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -140,10 +140,13 @@ def wait_for(done: threading.Event) -> None:
 
 
 class Events(Iterator[Event]):
-    """A stream's events. Closing or dropping it before its end cancels the request."""
+    """A stream's events. Closing or dropping it before its end cancels the request.
 
-    def __init__(self, handle: Handle) -> None:
-        self.handle = handle
+    It holds `owner`, the engine, which would otherwise close when its last user holds the stream alone.
+    """
+
+    def __init__(self, handle: Handle, owner: object) -> None:
+        self.handle, self._owner = handle, owner
         self._events = iter(handle)
 
     def __next__(self) -> Event:

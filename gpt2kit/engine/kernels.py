@@ -1,7 +1,7 @@
 """The arithmetic of one row, on flat buffers: LayerNorm, quantising, linears, activations, attention.
 
-Plain Python functions that Numba compiles inside `forward.py`'s step. No fast-math: every float32 operation is rounded by
-itself in the order written, so numpy says the same bits (`tests/engine/oracle.py` does). Buffers are one-dimensional; an
+Plain Python functions that Numba compiles inside `forward.py`'s step. No fast-math: every float32 operation is rounded
+by itself in the order written, so numpy says the same bits (`tests/engine/oracle.py` does). Buffers are flat; an
 argument `at` is an offset into one. Rows are padded to a multiple of 64 elements with zeros that stay zeros.
 """
 
@@ -29,6 +29,7 @@ from gpt2kit.engine.lanes import (
 )
 from gpt2kit.engine.simd import (
     CODES,
+    Decorator,
     Instructions,
     dot_tile,
     fma_tile,
@@ -42,20 +43,22 @@ from gpt2kit.engine.simd import (
 F = np.float32
 Array = Any  # a flat numpy array; Numba specialises by what it is given
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "nogil": True}
-called = numba.njit(**OPTIONS)  # linears: large, and called rarely
-inlined = numba.njit(forceinline=True, **OPTIONS)  # what runs for every head and row: a call costs as much as its work
+called: Decorator = numba.njit(**OPTIONS)  # linears: large, and called rarely
+# What runs for every head and row: a call costs as much as its work.
+inlined: Decorator = numba.njit(forceinline=True, **OPTIONS)
 
 BLOCK = 16  # tokens of a key-value block: the lanes of a vector of scores
 TILE = 64  # outputs of a packed block of weights
 ROWS = 12  # rows of the largest tile: 12 x 2 vectors of sums and 2 of weights fill 26 of 32 registers
 SHARES = F(65535)
+TINY = F(1e-30)  # a row that is smaller is zero: 127 / 1e-37 would overflow
 WIDE = CODES["avx512_vnni"]  # 32 registers of 512 bits
 QUERIES = 4  # rows of one prompt that share a pass over its keys
 FROM_MEMORY, FROM_CACHE = 16384, 1024  # bytes that weights are fetched ahead the first time that rows pass, and after
 PAIR = 2  # and over its values: 2 rows x 2 bytes x 4 vectors of sums
-# What a linear does with its outputs; BARE is STORE without a bias. int64, since Numba would compile a function anew for
-# every combination of literal numbers that it is called with.
-ZERO = np.int64(0)
+# What a linear does with its outputs; BARE is STORE without a bias. int64, since Numba would compile a function anew
+# for every combination of literal numbers that it is called with.
+ZERO: Any = np.int64(0)
 STORE, ADD, ACTIVATE, BARE = np.int64(0), np.int64(1), np.int64(2), np.int64(3)
 
 
@@ -100,6 +103,8 @@ def quantise(y: Array, at: int, n: int, q: Array, to: int, scales: Array, begins
     Weights are stored 128 too large, so -128 times the sum of q takes that back. n is a multiple of 16.
     """
     size = largest_size(y, at, n // 16)
+    if size < TINY:
+        size = F(0)
     inverse = F(127) / size if size > F(0) else F(0)
     begins[row] = np.int32(-128) * to_int8(y, at, n // 16, inverse, q, to)
     scales[row] = size / F(127)
@@ -122,8 +127,8 @@ def _activate(kind: int, x: Array, at: int, f: Array, post: int) -> None:
 
 @called
 def _finish(
-    sums: Array, rows: int, scales: Array, first: int, f: Array, scale: int, bias: int, out: Array, to: int, stride: int,
-    mode: int, kind: int, post: int,
+    sums: Array, rows: int, scales: Array, first: int, f: Array, scale: int, bias: int, out: Array, to: int,
+    stride: int, mode: int, kind: int, post: int,
 ) -> None:  # fmt: skip
     """A tile of integer sums to floats, `mode` says how."""
     for m in range(rows):
@@ -138,13 +143,13 @@ def _finish(
 
 @called
 def _tile_int8(
-    isa: Instructions, rows: int, q: Array, x: int, stride: int, w: Array, tile: int, steps: int, ahead: int, begins: Array, b: int,
-    sums: Array,
+    isa: Instructions, rows: int, q: Array, x: int, stride: int, w: Array, tile: int, steps: int, ahead: int,
+    begins: Array, b: int, sums: Array,
 ) -> int:  # fmt: skip
     """Integer sums of the next few of `rows` rows with 64 outputs; how many they are.
 
-    As many as the CPU's registers hold sums for. A tile may also sum rows beyond the last, which nobody reads: buffers have
-    room for ROWS more. From 7 rows on a block of weights is read in two strips, so that 12 rows share one reading.
+    As many as the CPU's registers hold sums for. A tile may also sum rows beyond the last, which nobody reads: buffers
+    have room for ROWS more. From 7 rows on a block of weights is read in two strips, so that 12 rows share one reading.
     """
     if rows == 1:
         dot_tile(isa, 1, 4, q, x, stride, w, tile, steps, ahead, begins, b, sums, 0, TILE)
@@ -190,7 +195,8 @@ def linear_int8(
 ) -> None:  # fmt: skip
     """Outputs 64 low to 64 high of a linear, for `rows` rows of int8 from q_at on, scales[first] on.
 
-    `inputs` is a multiple of 4; `sums` holds a tile of int32. All rows pass over a block of weights while it is in cache.
+    `inputs` is a multiple of 4; `sums` holds a tile of int32. All rows pass over a block of weights while it is in
+    cache.
     """
     steps = inputs // 4
     for block in range(low, high):
@@ -286,13 +292,15 @@ def softmax_shares(
 ) -> Any:  # fmt: skip
     """Integer scores of n tokens to 16-bit shares; what a sum of shares times values is to be multiplied by.
 
-    A share is a token's part of the softmax times the scale of its value. shares[to + t] and shares[to + span + t] are its
-    high and its low byte; tokens from n to the end of n's block get 0.
+    A share is a token's part of the softmax times the scale of its value. shares[to + t] and shares[to + span + t] are
+    its high and its low byte; tokens from n to the end of n's block get 0.
     """
     blocks = (n + BLOCK - 1) // BLOCK
     highest = scale_scores(integers, at, n, blocks, factor, scales, scale, stride, table, table_at, scores)
     weigh_scores(scores, n, blocks, highest, scales, scale + BLOCK, stride, table, table_at, found)
     most = found[1]
+    if most < TINY:
+        most = F(0)
     to_shares(scores, blocks, SHARES / most if most > F(0) else F(0), shares, to, span)
     return (most / SHARES) / found[0]
 
@@ -303,7 +311,7 @@ def attend_int8(
     first: int, cache: Array, cache_at: int, cache_stride: int, scales: Array, scale: int, scale_stride: int,
     table: Array, table_at: int, alpha: Any, W: Any, span: int, out: Array, to: int, out_stride: int,
 ) -> None:  # fmt: skip
-    """One head of 1 or QUERIES consecutive rows of one sequence: softmax(q k) v over all its tokens up to each row's own.
+    """One head of 1 or QUERIES consecutive rows of one sequence: softmax(q k) v over the tokens up to each row's own.
 
     `table` lists the sequence's blocks from table_at on; `span` is the most tokens that it can hold; W: see `Work`.
     """
@@ -321,22 +329,27 @@ def attend_int8(
             for d in range(padded):
                 W.q[d] = W.q[m * padded + d]
             key_scores(
-                isa, 1, W.q, padded, cache, cache_at, table, table_at, cache_stride, seen, steps, W.begins, W.integers, span
+                isa, 1, W.q, padded, cache, cache_at, table, table_at, cache_stride, seen, steps, W.begins,
+                W.integers, span,
             )  # fmt: skip
             factor = softmax_shares(
-                W.integers, ZERO, n, W.scales[m] * alpha, scales, scale, scale_stride, table, table_at, W.scores, W.found,
-                W.shares, ZERO, span,
+                W.integers, ZERO, n, W.scales[m] * alpha, scales, scale, scale_stride, table, table_at, W.scores,
+                W.found, W.shares, ZERO, span,
             )  # fmt: skip
-            _sum_values(isa, size, padded, seen, cache, values, cache_stride, table, table_at, factor, W, span, out, to + m * out_stride)
+            _sum_values(
+                isa, size, padded, seen, cache, values, cache_stride, table, table_at, factor, W, span, out,
+                to + m * out_stride,
+            )  # fmt: skip
         return
     key_scores(
-        isa, QUERIES, W.q, padded, cache, cache_at, table, table_at, cache_stride, blocks, steps, W.begins, W.integers, span
+        isa, QUERIES, W.q, padded, cache, cache_at, table, table_at, cache_stride, blocks, steps, W.begins,
+        W.integers, span,
     )  # fmt: skip
     for m in range(QUERIES):
         n = np.int64(positions[first + m]) + 1
         W.factors[m % PAIR] = softmax_shares(
-            W.integers, m * span, n, W.scales[m] * alpha, scales, scale, scale_stride, table, table_at, W.scores, W.found,
-            W.shares, (m % PAIR) * 2 * span, span,
+            W.integers, m * span, n, W.scales[m] * alpha, scales, scale, scale_stride, table, table_at, W.scores,
+            W.found, W.shares, (m % PAIR) * 2 * span, span,
         )  # fmt: skip
         seen = (n + BLOCK - 1) // BLOCK
         if m % PAIR < PAIR - 1:  # its partner may see one block more, of which it has no share
@@ -344,15 +357,17 @@ def attend_int8(
                 W.shares[t] = 0
                 W.shares[span + t] = 0
             continue
-        weigh_values(isa, PAIR, 4, W.shares, span, cache, values, table, table_at, cache_stride, seen, 4 * padded, W.sums)
+        weigh_values(
+            isa, PAIR, 4, W.shares, span, cache, values, table, table_at, cache_stride, seen, 4 * padded, W.sums
+        )
         for k in range(PAIR):
             combine(W.sums, k * 128, 4, W.factors[k], out, to + (m - PAIR + 1 + k) * out_stride)
 
 
 @inlined
 def _sum_values(
-    isa: Instructions, size: int, padded: int, blocks: int, cache: Array, values: int, stride: int, table: Array, table_at: int,
-    factor: Any, W: Any, span: int, out: Array, to: int,
+    isa: Instructions, size: int, padded: int, blocks: int, cache: Array, values: int, stride: int, table: Array,
+    table_at: int, factor: Any, W: Any, span: int, out: Array, to: int,
 ) -> None:  # fmt: skip
     """The weighed values of one row and head."""
     if padded == 64 and size == 64:
@@ -360,7 +375,9 @@ def _sum_values(
         combine(W.sums, 0, 4, factor, out, to)
         return
     for part in range(0, padded, 16):
-        weigh_values(isa, 1, 1, W.shares, span, cache, values + 4 * part, table, table_at, stride, blocks, 4 * padded, W.sums)
+        weigh_values(
+            isa, 1, 1, W.shares, span, cache, values + 4 * part, table, table_at, stride, blocks, 4 * padded, W.sums
+        )
         combine(W.sums, 0, 1, factor, W.head, 0)
         for d in range(min(16, size - part)):
             out[to + part + d] = W.head[d]

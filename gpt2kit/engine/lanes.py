@@ -1,7 +1,7 @@
 """Elementwise arithmetic on 16 lanes, written out as LLVM vector code: what lies between the products.
 
-LLVM vectorises plain loops when it can prove them safe, which inside a large function it often cannot: GELU took 12 ns an
-element there and takes 1 here. Each operation is rounded by itself, as in `kernels.exp`, whose formula this repeats.
+LLVM vectorises plain loops when it can prove them safe, which inside a large function it often cannot: GELU took 12 ns
+an element there and takes 1 here. Each operation is rounded by itself.
 """
 
 from __future__ import annotations
@@ -11,10 +11,25 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from gpt2kit.engine.simd import F32, I8, I32, I64, V16F32, V16I32, _call, _index, _load, _part, _pointer, _splat, _store
+from gpt2kit.engine.simd import (
+    F32,
+    I8,
+    I32,
+    I64,
+    V16F32,
+    V16I32,
+    _call,
+    _index,
+    _load,
+    _part,
+    _pointer,
+    _splat,
+    _store,
+    cgutils,
+    constant_intrinsic,
+    intrinsic,
+)
 
 
 class Lanes:
@@ -131,9 +146,9 @@ BODIES = (_gelu_new, _gelu, _relu, _silu, _tanh)
 ACTIVATIONS = {"gelu_new": 0, "gelu_pytorch_tanh": 0, "gelu": 1, "relu": 2, "silu": 3, "swish": 3, "tanh": 4}
 
 
-@intrinsic(prefer_literal=True)
+@constant_intrinsic
 def activate(typing_context: Any, kind: Any, x: Any, at: Any, vectors: Any, f: Any, post: Any) -> Any:
-    """16 `vectors` values from x[at] through activation BODIES[kind], times f[post:], in place. `kind` is a constant."""
+    """16 `vectors` values from x[at] through BODIES[kind], a constant, times f[post:], in place."""
     body = BODIES[kind.literal_value]
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -150,9 +165,10 @@ def activate(typing_context: Any, kind: Any, x: Any, at: Any, vectors: Any, f: A
     return types.void(kind, x, i, i, f, i), generate
 
 
-@intrinsic(prefer_literal=True)
+@constant_intrinsic
 def dequantise(
-    typing_context: Any, adds: Any, sums: Any, at: Any, vectors: Any, scale: Any, f: Any, scales: Any, bias: Any, out: Any, to: Any
+    typing_context: Any, adds: Any, sums: Any, at: Any, vectors: Any, scale: Any, f: Any, scales: Any, bias: Any,
+    out: Any, to: Any,
 ) -> Any:  # fmt: skip
     """out[to:] = sums * (scale * f[scales:]) + f[bias:], or added to what is there where `adds` is the constant 1.
 
@@ -171,13 +187,12 @@ def dequantise(
         target = _pointer(context, builder, sig.args[8], args[8], args[9], F32)
         with cgutils.for_range(builder, args[3]) as loop:
             column = builder.mul(loop.index, _index(16))
-            load = lambda base, kind: _load(builder, builder.gep(base, [column]), kind)  # noqa: E731
-            value = Lanes(builder, builder.sitofp(load(source, V16I32), V16F32))
-            value = value * (row * Lanes(builder, load(factors, V16F32)))
-            with_bias = value + Lanes(builder, load(biases, V16F32))
+            value = Lanes(builder, builder.sitofp(_load(builder, builder.gep(source, [column]), V16I32), V16F32))
+            value = value * (row * _floats(builder, factors, column))
+            with_bias = value + _floats(builder, biases, column)
             value = Lanes(builder, builder.select(has_bias, with_bias.value, value.value))
             if add:
-                value = Lanes(builder, load(target, V16F32)) + value
+                value = _floats(builder, target, column) + value
             _store(builder, value.value, builder.gep(target, [column]))
         return context.get_dummy_value()
 
@@ -214,7 +229,8 @@ def squares(typing_context: Any, x: Any, at: Any, vectors: Any, mean: Any, out: 
 
 @intrinsic
 def normalise(
-    typing_context: Any, x: Any, at: Any, vectors: Any, mean: Any, r: Any, f: Any, gain: Any, bias: Any, out: Any, to: Any
+    typing_context: Any, x: Any, at: Any, vectors: Any, mean: Any, r: Any, f: Any, gain: Any, bias: Any,
+    out: Any, to: Any,
 ) -> Any:  # fmt: skip
     """out[to:] = (x - mean) * r * f[gain:] + f[bias:]."""
 
@@ -277,8 +293,8 @@ def _highest(builder: Any, vector: Any) -> Any:
 
 @intrinsic
 def scale_scores(
-    typing_context: Any, sums: Any, at: Any, n: Any, blocks: Any, factor: Any, scales: Any, scale: Any, stride: Any, table: Any,
-    table_at: Any, scores: Any,
+    typing_context: Any, sums: Any, at: Any, n: Any, blocks: Any, factor: Any, scales: Any, scale: Any, stride: Any,
+    table: Any, table_at: Any, scores: Any,
 ) -> Any:  # fmt: skip
     """scores = sums[at:] * (factor * the keys' scales) for n tokens, -inf up to the last block's end; the largest.
 
@@ -308,8 +324,8 @@ def scale_scores(
 
 @intrinsic
 def weigh_scores(
-    typing_context: Any, scores: Any, n: Any, blocks: Any, highest: Any, scales: Any, scale: Any, stride: Any, table: Any,
-    table_at: Any, found: Any,
+    typing_context: Any, scores: Any, n: Any, blocks: Any, highest: Any, scales: Any, scale: Any, stride: Any,
+    table: Any, table_at: Any, found: Any,
 ) -> Any:  # fmt: skip
     """scores = e**(scores - highest) * the values' scales for n tokens, 0 up to the last block's end, in place.
 

@@ -119,8 +119,6 @@ class Scheduler:
                 self.waiting[stream.number] = stream
             else:
                 self._guard(self._finish, stream)
-            if job.ended:
-                return
 
     def cancel(self, job: Job) -> None:
         """Free what the request holds; nothing more will come of it."""
@@ -250,12 +248,13 @@ class Scheduler:
             self._guard(self._take_decoded, stream, logits, j, draft)
             j += 1 + len(draft)
         for stream, first, count, j, wanted in chunks:
-            if not stream.job.ended:
-                self._guard(self._take_prefilled, stream, logits, first, count, j, wanted)
+            self._guard(self._take_prefilled, stream, logits, first, count, j, wanted)
         return True
 
     def _guard(self, what: object, stream: Stream, *arguments: object) -> None:
-        """An error in one request ends that request."""
+        """An error in one request ends that request; nothing more comes of one that has ended in this very step."""
+        if stream.job.ended:
+            return
         try:
             what(stream, *arguments)  # type: ignore[operator]
         except Exception as error:
@@ -341,8 +340,6 @@ class Scheduler:
 
     def _take_decoded(self, stream: Stream, logits: Logits, j: int, draft: list[int]) -> None:
         """Go on token by token while the draft foretells what the sampler chooses."""
-        if stream.job.ended:
-            return
         counters, row = self.counters, stream.row
         for i in range(len(draft) + 1):
             stream.computed += 1

@@ -1,9 +1,9 @@
-"""What Numba's language lacks: vector dot products, lane-ordered sums, atomics. Each is an LLVM intrinsic function.
+"""What Numba's language lacks: vector dot products, lane-ordered sums, atomics. Each is a piece of LLVM code.
 
-The code is built from LLVM's own vector types (16 lanes of 32 bits), so it compiles for any CPU; only the dot product of
-four bytes a lane differs by instruction set. **Which one is used is part of a type**: kernels take an `Instructions` value,
-a tuple of zeros whose length is the code below, so each set has compiled code of its own in Numba's cache and both can be
-run in one process. All sets give the same integers.
+The code is built from LLVM's own vector types (16 lanes of 32 bits), so it compiles for any CPU; only the dot product
+of four bytes a lane differs by instruction set. **Which one is used is part of a type**: kernels take an `Instructions`
+value, a tuple of zeros whose length is the code below, so each set has compiled code of its own in Numba's cache and
+several can be run in one process. All sets give the same integers.
 
     plain         8-bit factors widened to 32 bits, any CPU
     avx512_vnni   vpdpbusd on 512 bits: 64 products an instruction
@@ -24,17 +24,22 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core import cgutils as numba_cgutils
+from numba.extending import intrinsic as numba_intrinsic
 
 from gpt2kit.errors import UserError, unknown
+
+cgutils: Any = numba_cgutils  # has no types
+Decorator = Callable[[Callable[..., Any]], Any]
+intrinsic: Decorator = numba_intrinsic
+constant_intrinsic: Decorator = numba_intrinsic(prefer_literal=True)  # its integer arguments may be constants
 
 Instructions = tuple[int, ...]
 CODES = {"plain": 1, "avx512_vnni": 2, "avx_vnni": 3, "neon_i8mm": 4}
 LANES = 16
 BLOCKS_AHEAD = 3  # blocks of keys and values that are fetched ahead
 
-I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 V64I8, V16I32, V16F32 = ir.VectorType(I8, 64), ir.VectorType(I32, 16), ir.VectorType(F32, 16)
 
 
@@ -178,7 +183,7 @@ def _index(value: int) -> Any:
 # ---------------------------------------------------------------- products
 
 
-@intrinsic(prefer_literal=True)
+@constant_intrinsic
 def dot_tile(
     typing_context: Any, isa: Any, rows: Any, vectors: Any, x: Any, x_at: Any, x_stride: Any, w: Any, w_at: Any,
     steps: Any, ahead: Any, start: Any, start_at: Any, out: Any, out_at: Any, out_stride: Any,
@@ -220,12 +225,15 @@ def dot_tile(
     return signature, generate
 
 
-@intrinsic(prefer_literal=True)
+@constant_intrinsic
 def fma_tile(
     typing_context: Any, rows: Any, vectors: Any, x: Any, x_at: Any, x_stride: Any, w: Any, w_at: Any,
     steps: Any, out: Any, out_at: Any, out_stride: Any,
 ) -> Any:  # fmt: skip
-    """rows x (16 vectors) float32 sums of products over `steps` inputs, in ascending order; w float32 [steps, 16 vectors]."""
+    """rows x (16 vectors) float32 sums of products over `steps` inputs, in ascending order.
+
+    x, out float32 as in `dot_tile`; w float32 [steps, 16 vectors] from w_at.
+    """
     M, N = rows.literal_value, vectors.literal_value
     i = types.int64
     signature = types.void(rows, vectors, x, i, i, w, i, i, out, i, i)
@@ -253,15 +261,15 @@ def fma_tile(
     return signature, generate
 
 
-@intrinsic(prefer_literal=True)
+@constant_intrinsic
 def key_scores(
     typing_context: Any, isa: Any, rows: Any, q: Any, q_stride: Any, keys: Any, keys_at: Any, table: Any, table_at: Any,
     stride: Any, blocks: Any, steps: Any, start: Any, out: Any, out_stride: Any,
 ) -> Any:  # fmt: skip
     """Integer scores of `rows` queries with all tokens of `blocks` key blocks.
 
-    Block b begins at keys_at + table[table_at + b] * stride: uint8 [steps, 16 tokens, 4]. q int8, row m at m q_stride; start
-    int32 [rows]: what a row's sums begin with; out int32: row m, block b at m out_stride + 16 b.
+    Block b begins at keys_at + table[table_at + b] * stride: uint8 [steps, 16 tokens, 4]. q int8, row m at m q_stride;
+    start int32 [rows]: what a row's sums begin with; out int32: row m, block b at m out_stride + 16 b.
     """
     code, M = isa.count, rows.literal_value
     i = types.int64
@@ -301,16 +309,16 @@ def key_scores(
     return signature, generate
 
 
-@intrinsic(prefer_literal=True)
+@constant_intrinsic
 def weigh_values(
-    typing_context: Any, isa: Any, rows: Any, vectors: Any, shares: Any, shares_stride: Any, values: Any, values_at: Any,
-    table: Any, table_at: Any, stride: Any, blocks: Any, row: Any, out: Any,
+    typing_context: Any, isa: Any, rows: Any, vectors: Any, shares: Any, shares_stride: Any, values: Any,
+    values_at: Any, table: Any, table_at: Any, stride: Any, blocks: Any, row: Any, out: Any,
 ) -> Any:  # fmt: skip
     """Integer sums of values weighed by 16-bit shares, for `rows` queries and 16 `vectors` channels of one head.
 
     shares uint8: for each row the high bytes [16 blocks] and, shares_stride further, the low bytes, then the next row.
-    Block b begins at values_at + table[table_at + b] * stride: int8 [4 groups of tokens, channels of the head, 4], a group
-    being `row` bytes. out int32 [rows, 2, 16 vectors]: the sums of the high and of the low bytes.
+    Block b begins at values_at + table[table_at + b] * stride: int8 [4 groups of tokens, channels of the head, 4], a
+    group being `row` bytes. out int32 [rows, 2, 16 vectors]: the sums of the high and of the low bytes.
     """
     code, M, N = isa.count, rows.literal_value, vectors.literal_value
     i = types.int64
@@ -417,17 +425,7 @@ def largest(typing_context: Any, x: Any, at: Any, vectors: Any) -> Any:
     return types.float32(x, types.int64, types.int64), generate
 
 
-# ---------------------------------------------------------------- scalars that LLVM vectorises in ordinary loops
-
-
-@intrinsic
-def rounded(typing_context: Any, x: Any) -> Any:
-    """The nearest integer, ties to even, as float32."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(builder, "llvm.nearbyint.f32", F32, [args[0]])
-
-    return types.float32(types.float32), generate
+# ---------------------------------------------------------------- addresses
 
 
 @intrinsic
@@ -438,16 +436,6 @@ def pointer(typing_context: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
-
-
-@intrinsic
-def as_float(typing_context: Any, bits: Any) -> Any:
-    """Reinterpret an int32 as a float32."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], F32)
-
-    return types.float32(types.int32), generate
 
 
 # ---------------------------------------------------------------- threads

@@ -1,6 +1,6 @@
-"""`int8.safetensors`: int8 weights beside the float weights they were made from, so that a load is a memory map.
+"""`int8.weights`: int8 weights beside the float weights they were made from, so that a load is a memory map.
 
-A safetensors file with two flat tensors, packed as `weights.layout` says: "weights" (U8) and "floats" (F32). Its
+A safetensors file, not called so because other tools load every *.safetensors of a folder. Two flat tensors, packed as `weights.layout` says: "weights" (U8) and "floats" (F32). Its
 metadata say what it belongs to and what it costs:
     format, version    of this file; another version is made anew
     config             the model's shape, as JSON
@@ -34,7 +34,7 @@ from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.headers import open_weights, weight_files
 
-NAME = "int8.safetensors"
+NAME = "int8.weights"
 FORMAT, VERSION = "gpt2kit int8", "1"
 ALIGNMENT = 64  # of the first tensor, a cache line; the second follows a multiple of 1,024 bytes later
 STAGING = ".int8"

@@ -1,12 +1,13 @@
 """One team of threads that computes whole steps together, and the barrier at which they meet.
 
-The caller is thread 0. The others stay in compiled code between steps, where they wait for the next one: first spinning,
-then giving way to whoever is ready, and after some milliseconds asleep in Python. Nobody waits without giving way: on a
-machine whose cores are taken by others a waiting thread must not burn the time slice that the working one needs.
+The caller is thread 0. The others stay in compiled code between steps, where they wait for the next one: first
+spinning, then giving way to whoever is ready, and after some milliseconds asleep in Python. Nobody waits without giving
+way: on a machine whose cores are taken by others a waiting thread must not burn the time slice that the working one
+needs.
 
-`control` is an array of int64, one word a cache line: the number of steps begun, of arrivals at barriers, and for
-each thread whether it sleeps. A thread that lies down says so, then looks once more whether a step has begun; the caller begins
-a step, then looks who sleeps. One of the two sees the other, so no wake-up is lost.
+`control` is an array of int64, one word a cache line: the number of steps begun, of arrivals at barriers, and for each
+thread whether it sleeps. A thread that lies down says so, then looks once more whether a step has begun; the caller
+begins a step, then looks who sleeps. One of the two sees the other, so no wake-up is lost.
 """
 
 from __future__ import annotations
@@ -82,9 +83,14 @@ begin = compiled(_begin, (simd,), **OPTIONS)
 
 
 class Team:
-    """`run` lets all threads call function(isa, tid, threads, job, control, *arguments) at once and returns when all have."""
+    """`run` lets all threads call function(isa, tid, threads, job, control, *arguments) and returns when all are done.
 
-    def __init__(self, function: Callable[..., None], isa: Instructions, threads: int, arguments: tuple[Any, ...]) -> None:
+    The function's last act must be a barrier.
+    """
+
+    def __init__(
+        self, function: Callable[..., None], isa: Instructions, threads: int, arguments: tuple[Any, ...]
+    ) -> None:
         self.threads = threads
         self._control = np.zeros(SLEEPS + threads * LINE, np.int64)
         self._job = np.zeros(JOB, np.int64)

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
@@ -59,7 +59,8 @@ class GenerateOptions:
     allow_special: bool = False  # special tokens in the prompt, such as <|endoftext|>, are not ordinary text
     logprobs: int | None = None  # alternatives a token, with --json
     json: bool = False  # one JSON object a completion
-    precision: str = "auto"  # of the engine: int8, fp32; auto is int8 unless that costs this model over 1 % in bits
+    # of the engine; auto is int8 unless that costs this model over 1 % in bits
+    precision: Literal["int8", "fp32", "auto"] = "auto"
     threads: int | None = None  # None: every core
     reference: bool = False  # the model file's own decoder in float32 instead of the engine: slow, and the definition
     hub: bool = False  # let MODEL be a name on the Hugging Face hub

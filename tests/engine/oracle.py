@@ -19,7 +19,7 @@ from gpt2kit.engine.weights import EngineWeights, LayerWeights, LinearWeights
 
 Floats = NDArray[np.float32]
 f32 = np.float32
-ZERO, ONE = f32(0), f32(1)
+ZERO, ONE, TINY = f32(0), f32(1), f32(1e-30)
 LANES = 16
 
 
@@ -59,6 +59,7 @@ def layernorm(x: Floats, g: Floats, b: Floats, epsilon: float) -> Floats:
 def quantise(y: Floats) -> tuple[NDArray[np.int8], Floats]:
     """[..., n] -> integers [..., n] and one scale a row [...]."""
     amax = np.abs(y).max(axis=-1)
+    amax = np.where(amax < TINY, ZERO, amax)
     inv = f32(127) / np.where(amax == 0, ONE, amax)
     q = np.rint(y * inv[..., None])  # a row of zeros: zeros, whatever inv is
     return q.astype(np.int8), amax / f32(127)
@@ -116,6 +117,7 @@ def attention(qkv: Floats, heads: int, alpha: float) -> Floats:
     Z = lane_sum(e)
     w = e * sv[:, None, :]
     wmax = w.max(axis=-1)
+    wmax = np.where(wmax < TINY, ZERO, wmax)
     inv = f32(65535) / np.where(wmax == 0, ONE, wmax)
     p = np.minimum(np.rint(w * inv[:, :, None]), f32(65535)).astype(np.int64)
     A = integer_sum(p >> 8, v8.swapaxes(1, 2))  # H T D

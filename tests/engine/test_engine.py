@@ -477,6 +477,13 @@ def test_an_empty_prompt_without_eos_is_refused() -> None:
         engine.generate([[]])
 
 
+def test_a_request_that_the_cache_can_never_hold_is_refused(make: Make) -> None:
+    engine = make(blocks=2)
+    with pytest.raises(UserError, match="engine has 32"):
+        engine.generate([[1]], max_tokens=40)
+    assert len(engine.generate([[1]], max_tokens=20)) == 1
+
+
 def test_logits_that_are_nan_end_one_request_only(make: Make) -> None:
     engine = make(poison=5)
     good = engine.submit(Request([1], SamplingSettings(max_tokens=4, temperature=0, bad_words=[[5]])))

@@ -91,9 +91,9 @@ def test_parts_are_aligned_and_never_overlap(
     D: int,
     H: int,
     L: int,
-    I: int,
+    I: int,  # noqa: E741
     tied: bool,
-    precision: weights.Precision,  # noqa: E741
+    precision: weights.Precision,
 ) -> None:
     shape = GPT2Config(V, P, D * H, L, H, n_inner=I, tie_word_embeddings=tied)
     at = layout(shape, precision)

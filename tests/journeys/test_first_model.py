@@ -87,7 +87,7 @@ def test_beam_search_needs_no_other_flag_and_refuses_a_temperature(trained: Trai
 
 
 def test_special_tokens_in_a_prompt_count_only_where_they_are_allowed(trained: Trained, run: Run) -> None:
-    prompt = "The<|endoftext|>a"
+    prompt = "The<|endoftext|>a"  # as ordinary text it is longer than the 16 positions
     words = ("generate", trained.folder, prompt, "--max-tokens", 1, "--temperature", 0, "--logprobs", 0, "--json")
     model, tokenizer = gpt2kit.load(trained.folder)
     settings = gpt2kit.SamplingSettings(max_tokens=1, temperature=0, logprobs=0)
@@ -95,12 +95,14 @@ def test_special_tokens_in_a_prompt_count_only_where_they_are_allowed(trained: T
         ((), [tokenizer.encode(c)[0] for c in prompt]),
         (("--allow-special",), [*tokenizer.encode("The"), tokenizer.eot_id, *tokenizer.encode("a")]),
     ):
-        said = json.loads(run(*words, *flags).out)["logprobs"][0]["logprob"]
-        assert said == generate(model, [ids], settings, tokenizer=tokenizer)[0][0].logprobs[0].logprob
-        same = gpt2kit.generate(
+        reference = json.loads(run(*words, "--reference", *flags).out)
+        expected = generate(model, [ids], settings, tokenizer=tokenizer)[0][0]
+        assert reference["logprobs"][0]["logprob"] == expected.logprobs[0].logprob
+        assert json.loads(run(*words, *flags).out)["window_slid"] == expected.window_slid == (not flags)
+        (same,) = gpt2kit.generate(
             model, tokenizer, prompt, allow_special=bool(flags), max_tokens=1, temperature=0, logprobs=0
         )
-        assert same[0].logprobs[0].logprob == said
+        assert same == expected
 
 
 def test_each_stop_string_ends_the_text(trained: Trained, run: Run) -> None:
