@@ -77,7 +77,7 @@ def _optional(call: Callable[..., Any], mend: Callable[[], bool] | None = None) 
 
 
 def _mend(file: Any) -> bool:
-    """Replace an index that cannot be read by an empty one: Numba reads it before it writes, so it would stay for ever."""
+    """Empty an index that cannot be read: Numba reads it before it writes, so it would stay broken."""
     try:
         file._load_index()
     except Exception:

@@ -167,8 +167,9 @@ class Engine:
         precision: "auto" is int8 unless that costs the model more than 1 % in bits per token. threads: None takes
         every core that this process may use. max_batch: streams that are computed together; others wait.
         cache_memory: bytes for keys and values; None takes what max_batch full contexts need, at most half of the free
-        memory. on_progress is told of what takes seconds the first time: "compiling" on a new machine, and the stages of a
-        folder's first int8 load. What was chosen, or put right, is in `notes`. Raises UserError for what is wrong with the folder or too much for this machine.
+        memory. on_progress is told of what takes seconds the first time: "compiling" on a new machine, and the stages
+        of a folder's first int8 load. What was chosen, or put right, is in `notes`. Raises UserError for what is wrong
+        with the folder or too much for this machine.
         """
         check_one_of("precision", precision, ("int8", "fp32", "auto"))
         threads, max_batch = _check_threads(threads), _check_batch(max_batch)

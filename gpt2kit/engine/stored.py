@@ -1,6 +1,7 @@
 """`int8.weights`: int8 weights beside the float weights they were made from, so that a load is a memory map.
 
-A safetensors file, not called so because other tools load every *.safetensors of a folder. Two flat tensors, packed as `weights.layout` says: "weights" (U8) and "floats" (F32). Its
+A safetensors file, not called so because other tools load every *.safetensors of a folder. Two flat tensors, packed as
+`weights.layout` says: "weights" (U8) and "floats" (F32). Its
 metadata say what it belongs to and what it costs:
     format, version    of this file; another version is made anew
     config             the model's shape, as JSON

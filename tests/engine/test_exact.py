@@ -19,7 +19,7 @@ from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.text.training import train_tokenizer
 
 CONFIG = GPT2Config(vocab_size=384, n_positions=160, n_embd=64, n_layer=2, n_head=2, eos_token_id=0)
-ENGLISH = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
+ENGLISH = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of folly. "
 CHINESE = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。床前明月光，疑是地上霜。"
 TOKENS = 64
 
@@ -73,7 +73,9 @@ class Ways:
         self.packed = packed
         self.prompts, self.settings = prompts_for(tokenizer, count), settings_for(count)
 
-    def engine(self, max_batch: int = 8, threads: int = 2, rows: int = 128, kernels: str = "auto", blocks: int = 200) -> Engine:
+    def engine(
+        self, max_batch: int = 8, threads: int = 2, rows: int = 128, kernels: str = "auto", blocks: int = 200
+    ) -> Engine:
         forward = Forward(self.packed, threads, blocks, rows + max_batch, max_batch + 32, max_batch, kernels)
         return Engine(forward, None, max_batch, eos_id=0)
 
