@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from gpt2kit import runtime
+
+runtime.calm_spinning()  # before any test imports torch, as the command line does
+
 Download = Callable[[str, Path], None]
 
 

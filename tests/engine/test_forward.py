@@ -100,7 +100,10 @@ def test_one_or_more_threads_and_any_chunks_give_the_same_bytes(precision: weigh
     assert len(set(seen)) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in simd.CODES if name in simd.available()])
+@pytest.mark.parametrize(
+    "name",  # each compiles the whole step anew, some ten seconds: the plain one always, others in the slow suite
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "plain")) for name in simd.available()[1:]],
+)
 def test_every_instruction_set_gives_the_same_bytes(name: str, int8_forward: Forward) -> None:
     ids = prompt(BASE, 50)
     expected = feed(int8_forward, ids, [50], tables_for(int8_forward, 1))
