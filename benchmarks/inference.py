@@ -62,6 +62,8 @@ CONTESTANTS = (
     Peer("CTranslate2 int8", "ct2.py", "ctranslate2", "int8", 8, "ctranslate2-int8"),
     Peer(YARDSTICK, "llama.py", "llama", "q8_0", 8, "q8_0.gguf"),
     Peer("llama.cpp Q4_0", "llama.py", "llama", "q4_0", 4, "q4_0.gguf"),
+    Peer("llama.cpp Q8_0 plain", "llama.py", "llama", "q8_0-plain", 8, "q8_0.gguf"),
+    Peer("llama.cpp Q4_0 plain", "llama.py", "llama", "q4_0-plain", 4, "q4_0.gguf"),
     Peer("ONNX Runtime int8", "ort.py", "onnxruntime", "int8", 8, "onnx-int8"),
     Peer("OpenVINO int8", "ov.py", "openvino", "int8", 8, "openvino-int8"),
     Peer("OpenVINO int4", "ov.py", "openvino", "int4", 4, "openvino-int4"),
