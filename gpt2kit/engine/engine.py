@@ -145,7 +145,7 @@ class Engine:
         self.config: GPT2Config = forward.config
         self.tokenizer, self.max_batch = tokenizer, max_batch
         self.eos_id = end_id(self.config, eos_id, tokenizer)
-        self.precision = "fp32"
+        self.precision = forward.precision
         self.notes: list[str] = []
         self.memory = 0  # bytes of weights and cache
         self._worker = _Worker(Scheduler(forward, vocabulary(self.config, tokenizer), max_batch))
@@ -193,7 +193,7 @@ class Engine:
         forward.warm_up()
         engine = cls(forward, tokenizer, max_batch)
         engine.memory = blocks * size + packed_bytes(packed.config, packed.precision)
-        engine.precision, engine.notes = packed.precision, notes
+        engine.notes = notes
         return engine
 
     # ------------------------------------------------------------ requests

@@ -28,6 +28,7 @@ from gpt2kit.engine.kernels import (
     PAIR,
     QUERIES,
     ROWS,
+    SHARED,
     STORE,
     TILE,
     ZERO,
@@ -153,7 +154,7 @@ def _attend_heads_int8(
         r = ZERO
         while r < count:
             n = 1
-            if r + QUERIES <= count and rows.slots[r] == rows.slots[r + QUERIES - 1]:
+            if S.D == SHARED and r + QUERIES <= count and rows.slots[r] == rows.slots[r + QUERIES - 1]:
                 n = QUERIES
             attend_int8(
                 isa, n, B.qkv, r * S.qkv_stride + h * S.D, S.qkv_stride, S.D, S.DP, rows.positions, r,

@@ -53,9 +53,10 @@ ROWS = 12  # rows of the largest tile: 12 x 2 vectors of sums and 2 of weights f
 SHARES = F(65535)
 TINY = F(1e-30)  # a row that is smaller is zero: 127 / 1e-37 would overflow
 WIDE = CODES["avx512_vnni"]  # 32 registers of 512 bits
-QUERIES = 4  # rows of one prompt that share a pass over its keys
 FROM_MEMORY, FROM_CACHE = 16384, 1024  # bytes that weights are fetched ahead the first time that rows pass, and after
-PAIR = 2  # and over its values: 2 rows x 2 bytes x 4 vectors of sums
+SHARED = 64  # the head size for which rows of one prompt share passes: GPT-2's own
+QUERIES = 4  # rows that share a pass over the keys
+PAIR = 2  # rows that share one over the values: 2 rows x 2 bytes x 4 vectors of sums
 # What a linear does with its outputs; BARE is STORE without a bias. int64, since Numba would compile a function anew
 # for every combination of literal numbers that it is called with.
 ZERO: Any = np.int64(0)
@@ -313,33 +314,24 @@ def attend_int8(
 ) -> None:  # fmt: skip
     """One head of 1 or QUERIES consecutive rows of one sequence: softmax(q k) v over the tokens up to each row's own.
 
-    `table` lists the sequence's blocks from table_at on; `span` is the most tokens that it can hold; W: see `Work`.
+    QUERIES rows only where the head size is SHARED. `table` lists the sequence's blocks from table_at on; `span` is the
+    most tokens that it can hold; W: see `Work`.
     """
     for m in range(rows):
         _quantise_head(qkv, query + m * qkv_stride, size, padded, W.head, W.q, m * padded, W.scales, W.begins, m)
-    last = np.int64(positions[first + rows - 1])
-    blocks = last // BLOCK + 1
+    blocks = np.int64(positions[first + rows - 1]) // BLOCK + 1
     steps = padded // 4
     values = cache_at + BLOCK * padded
-    if rows < QUERIES or padded != 64 or size != 64:
-        for m in range(rows):
-            n = np.int64(positions[first + m]) + 1
-            seen = (n + BLOCK - 1) // BLOCK
-            W.begins[0] = W.begins[m]
-            for d in range(padded):
-                W.q[d] = W.q[m * padded + d]
-            key_scores(
-                isa, 1, W.q, padded, cache, cache_at, table, table_at, cache_stride, seen, steps, W.begins,
-                W.integers, span,
-            )  # fmt: skip
-            factor = softmax_shares(
-                W.integers, ZERO, n, W.scales[m] * alpha, scales, scale, scale_stride, table, table_at, W.scores,
-                W.found, W.shares, ZERO, span,
-            )  # fmt: skip
-            _sum_values(
-                isa, size, padded, seen, cache, values, cache_stride, table, table_at, factor, W, span, out,
-                to + m * out_stride,
-            )  # fmt: skip
+    if rows == 1:
+        key_scores(
+            isa, 1, W.q, padded, cache, cache_at, table, table_at, cache_stride, blocks, steps, W.begins,
+            W.integers, span,
+        )  # fmt: skip
+        factor = softmax_shares(
+            W.integers, ZERO, np.int64(positions[first]) + 1, W.scales[0] * alpha, scales, scale, scale_stride, table,
+            table_at, W.scores, W.found, W.shares, ZERO, span,
+        )  # fmt: skip
+        _sum_values(isa, size, padded, blocks, cache, values, cache_stride, table, table_at, factor, W, span, out, to)
         return
     key_scores(
         isa, QUERIES, W.q, padded, cache, cache_at, table, table_at, cache_stride, blocks, steps, W.begins,

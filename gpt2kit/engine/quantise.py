@@ -40,7 +40,7 @@ TOKENS = 1024  # to calibrate on, and as many to measure on
 LENGTH = 128  # of a sequence, where the model has so many positions
 SEED = 0
 
-Stage = Literal["sampling", "smoothing", "rounding", "measuring"]
+Stage = Literal["sampling", "smoothing", "rounding", "compiling", "measuring"]
 Progress = Callable[[Stage, int, int], None]  # stage, done, total
 Sequences = NDArray[np.int64]  # [n, T]
 
@@ -218,6 +218,8 @@ def measure(
         Forward(packed, runtime.cores(), blocks, max_rows=T, max_logits=T, max_sequences=1) as forward,
         torch.no_grad(),
     ):
+        if not forward.is_compiled:
+            tell("compiling", 0, 1)
         table = np.zeros((1, forward.blocks_per_sequence), np.int32)
         table[0, :blocks] = np.arange(blocks)
         for done, ids in enumerate(sequences):

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from gpt2kit.engine.cache import BLOCK, BlockPool
 from gpt2kit.engine.job import Counters, Job, Stream
 from gpt2kit.engine.speculate import FIRST_ODDS, LONGEST_DRAFT, Drafter, StepCost
+from gpt2kit.engine.weights import Precision
 from gpt2kit.errors import UserError
 from gpt2kit.model.completion import Event, Logits
 from gpt2kit.model.config import GPT2Config
@@ -43,6 +44,7 @@ class Forward(Protocol):
     """What the scheduler needs of forward.py's class; the tests have a slow exact one."""
 
     config: GPT2Config
+    precision: Precision
     blocks: int
     blocks_per_sequence: int
     max_rows: int

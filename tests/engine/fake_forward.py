@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2kit.engine.weights import Precision
 from gpt2kit.model.config import GPT2Config
 
 BLOCK = 16
@@ -49,6 +50,7 @@ class FakeForward:
         poison: int = -1,
     ) -> None:
         self.config, self.vocab_size, self.threads = config, config.vocab_size, 1
+        self.precision: Precision = "fp32"
         self.blocks, self.max_rows, self.max_logits, self.max_sequences = blocks, max_rows, max_logits, max_sequences
         self.blocks_per_sequence = -(-config.n_positions // BLOCK)
         self.block_bytes = BLOCK * 24
@@ -148,6 +150,7 @@ class NullForward:
         self, config: GPT2Config, blocks: int, max_rows: int = 288, max_logits: int = 64, max_sequences: int = 64
     ):
         self.config, self.vocab_size, self.threads = config, config.vocab_size, 1
+        self.precision: Precision = "fp32"
         self.blocks, self.max_rows, self.max_logits, self.max_sequences = blocks, max_rows, max_logits, max_sequences
         self.blocks_per_sequence = -(-config.n_positions // BLOCK)
         self.block_bytes = 1

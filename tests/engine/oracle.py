@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2kit.engine.smoothing import LayerSmoothing, Smoothing
 from gpt2kit.engine.weights import EngineWeights, LayerWeights, LinearWeights
+from gpt2kit.model.config import GPT2Config
 
 Floats = NDArray[np.float32]
 f32 = np.float32
@@ -190,3 +192,17 @@ class FloatOracle:
     def _norm(self, x: NDArray[Any], g: Floats, b: Floats, epsilon: float) -> NDArray[np.float64]:
         d = x - x.mean(axis=1, keepdims=True)
         return d / np.sqrt((d * d).mean(axis=1, keepdims=True) + epsilon) * g + b
+
+
+def some_smoothing(config: GPT2Config) -> Smoothing:
+    """Random factors between 1/e and e, everywhere that there are any."""
+    rng = np.random.default_rng(1)
+
+    def draw(n: int) -> Floats:
+        return np.exp(rng.uniform(-1, 1, n)).astype(f32)
+
+    C = config.n_embd
+    layers = [
+        LayerSmoothing(draw(C), draw(C), draw(C), draw(C), draw(config.inner_size)) for _ in range(config.n_layer)
+    ]
+    return Smoothing(layers, draw(C))

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from oracle import Oracle
+from oracle import Oracle, some_smoothing
 
 from gpt2kit.engine import simd, source, weights
 from gpt2kit.engine.forward import Forward
+from gpt2kit.engine.smoothing import to_int8
 from gpt2kit.engine.weights import EngineWeights, pack
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
@@ -33,7 +34,8 @@ Row = NDArray[np.float32]
 
 
 def engine_weights(config: GPT2Config, precision: weights.Precision = "int8") -> EngineWeights:
-    return source.random_weights(config, 7, precision)
+    weights = source.from_tensors(config, source.random_tensors(config, 7))
+    return weights if precision == "fp32" else to_int8(weights, some_smoothing(config))  # every factor takes part
 
 
 def prompt(config: GPT2Config, length: int, seed: int = 0) -> NDArray[np.int32]:

@@ -9,10 +9,10 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from oracle import FloatOracle, Oracle
+from oracle import FloatOracle, Oracle, some_smoothing
 
 from gpt2kit.engine import source
-from gpt2kit.engine.smoothing import LayerSmoothing, Smoothing, fold, to_int8
+from gpt2kit.engine.smoothing import fold, to_int8
 from gpt2kit.model.config import ACTIVATION_NAMES, GPT2Config
 from gpt2kit.model.gpt2 import GPT2
 
@@ -142,19 +142,6 @@ def test_a_row_depends_on_nothing_after_it() -> None:
     whole = Oracle(to_int8(source.from_tensors(made.config, tensors))).logits(IDS)
     for T in (1, 2, 16, 17):
         assert np.array_equal(Oracle(to_int8(source.from_tensors(made.config, tensors))).logits(IDS[:T]), whole[:T])
-
-
-def some_smoothing(config: GPT2Config) -> Smoothing:
-    rng = np.random.default_rng(1)
-
-    def draw(n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return np.exp(rng.uniform(-1, 1, n)).astype(f32)
-
-    C = config.n_embd
-    layers = [
-        LayerSmoothing(draw(C), draw(C), draw(C), draw(C), draw(config.inner_size)) for _ in range(config.n_layer)
-    ]
-    return Smoothing(layers, draw(C))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -155,6 +155,14 @@ def copied(loaded: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(loaded, tmp_path / "m"))
 
 
+def test_int8_weights_have_a_name_that_other_loaders_pass_over(loaded: Path) -> None:
+    """Some load every *.safetensors, *.bin or *.pt of a folder."""
+    assert (loaded / stored.NAME).exists()
+    assert sorted(p.name for p in loaded.iterdir() if p.suffix in (".safetensors", ".bin", ".pt")) == [
+        "model.safetensors"
+    ]
+
+
 # ---------------------------------------------------------------- the cost
 
 
