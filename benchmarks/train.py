@@ -56,7 +56,7 @@ class Contestant:
         self.process.communicate()
 
 
-def throughput(nanogpt: str | None) -> None:
+def throughput(nanogpt: str | None, only: str | None) -> None:
     from contestants import SHAPES
 
     from gpt2kit import runtime
@@ -66,6 +66,8 @@ def throughput(nanogpt: str | None) -> None:
     limit = max(runtime.matmul_speed(d, b) for d, b in (("fp32", "aten"), ("fp32", "onednn"), ("bf16", "aten")))
     print(f"the best matrix product here: {limit / 1e9:,.0f} GFLOP/s\n", flush=True)
     for shape_name, shape in SHAPES.items():
+        if only not in (None, shape_name):
+            continue
         steps = 4 if shape.vocab_size < 1000 else 1
         best = {}
         for library in ("transformers", *(["nanogpt"] if nanogpt else [])):
@@ -123,22 +125,22 @@ def imports() -> None:
 
 
 def main() -> None:
+    from contestants import SHAPES, serve
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
     parser.add_argument("--only", choices=("throughput", "import", "loss"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--shape", help=argparse.SUPPRESS)
+    parser.add_argument("--shape", choices=SHAPES, help="only this one")
     arguments = parser.parse_args()
     if arguments.worker:
-        from contestants import SHAPES, serve
-
         serve(arguments.worker, SHAPES[arguments.shape], arguments.nanogpt)
         return
     print(json.dumps({"python": sys.version.split()[0], "platform": sys.platform}), flush=True)
     if arguments.only in (None, "import"):
         imports()
     if arguments.only in (None, "throughput"):
-        throughput(arguments.nanogpt)
+        throughput(arguments.nanogpt, arguments.shape)
     if arguments.only in (None, "loss"):
         import time_to_loss
 

@@ -14,6 +14,7 @@ from gpt2kit.model.sampling import (
     INTEGERS,
     REALS,
     SamplingSettings,
+    _draw_by_blocks,
     derive_seed,
     describe,
     draw,
@@ -296,6 +297,25 @@ def test_temperature_near_zero_is_greedy() -> None:
         for temperature in (1e-4, 1e-30, 5e-324):
             s = SamplingSettings(seed=seed, temperature=temperature)
             assert sample(logits, s).token == want
+
+
+def test_a_draw_by_blocks_is_the_draw_from_one_long_sum() -> None:
+    rng = np.random.default_rng(0)
+    decided = 0
+    for vocabulary in (1024, 1025, 1279, 5000, 50257) * 20:
+        weights = np.exp(rng.normal(size=vocabulary) * rng.choice([0.1, 1, 4, 20]))
+        weights /= weights.max()
+        if rng.random() < 0.3:
+            weights[rng.random(vocabulary) < 0.9] = 0
+        cumulative = np.cumsum(weights)
+        border = cumulative[rng.integers(vocabulary)] / cumulative[-1]  # where rounding decides
+        for u in (0.0, 1 - 2.0**-53, min(border, 1 - 2.0**-53), *rng.random(5)):
+            index = _draw_by_blocks(weights, u)
+            if index is not None:
+                assert index == np.searchsorted(cumulative, u * cumulative[-1], side="right")
+                decided += 1
+            assert weights[draw(weights, u)] > 0
+    assert decided > 400  # of 800: the short way is taken
 
 
 def test_a_draw_depends_on_seed_and_step_alone() -> None:
