@@ -53,6 +53,7 @@ def _ours(shape: Shape, batch: torch.Tensor) -> Callable[[], float]:
     from gpt2kit.training import fast, optim, plan
     from gpt2kit.training.config import TrainConfig
     from gpt2kit.training.loop import Gradients
+    from gpt2kit.training.objectives import TextObjective
 
     runtime.set_threads()
     runtime.tune_allocator()
@@ -66,7 +67,7 @@ def _ours(shape: Shape, batch: torch.Tensor) -> Callable[[], float]:
     model = GPT2(model_config).train()
     fast.accelerate(model, 0, 0.0, 0.0, precision.backend)
     optimizers = optim.build(model, config)
-    gradients = Gradients(model, None, config, precision, torch.device("cpu"))
+    gradients = Gradients(model, TextObjective(config, shape.vocab_size, None), config, precision, torch.device("cpu"))
     tokens = batch.numpy()
 
     def step() -> float:

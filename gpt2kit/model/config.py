@@ -32,6 +32,8 @@ class GPT2Config:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
+    labels: tuple[str, ...] = ()  # of a classifier: its classes, in the order of the head's rows; none: no such head
+    multi_label: bool = False  # each label is true or false by itself
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
@@ -53,6 +55,10 @@ class GPT2Config:
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:
                 raise UserError(f"{name} {token} is outside the vocabulary of {self.vocab_size} tokens")
+        object.__setattr__(self, "labels", tuple(self.labels))  # JSON has lists only
+        for label in self.labels:
+            if not isinstance(label, str) or not label or self.labels.count(label) > 1:
+                raise UserError(f"labels must be different texts that are not empty, got {label!r}")
 
     @property
     def head_size(self) -> int:
@@ -68,6 +74,7 @@ class GPT2Config:
         C, I = self.n_embd, self.inner_size  # noqa: E741
         block = 2 * 2 * C + (C * 3 * C + 3 * C) + (C * C + C) + (C * I + I) + (I * C + C)
         head = 0 if self.tie_word_embeddings else self.vocab_size * C
+        head += len(self.labels) * C
         return self.vocab_size * C + self.n_positions * C + self.n_layer * block + 2 * C + head
 
 

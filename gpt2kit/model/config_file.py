@@ -24,7 +24,10 @@ SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range")
 SWITCHES = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings")
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")
+CLASSIFIER = "GPT2ForSequenceClassification"
+ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model", CLASSIFIER)
+PROBLEMS = ("single_label_classification", "multi_label_classification")
+MOST_LABELS = 100_000
 REFUSED = (
     "add_cross_attention",
     "is_encoder_decoder",
@@ -104,6 +107,8 @@ def read_config(values: object, tokenizer: Tokenizer | None = None) -> tuple[GPT
     vocab_size = fields.get("vocab_size", GPT2Config.vocab_size)
     for name in TOKENS:
         fields[name] = _token(name, values, vocab_size, tokenizer, notes)
+    if CLASSIFIER in (values.get("architectures") or []):
+        fields["labels"], fields["multi_label"] = _labels(values), values.get("problem_type") == PROBLEMS[1]
     try:
         return GPT2Config(**fields), notes
     except UserError as error:
@@ -146,7 +151,7 @@ def _resolve_names(values: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     code = sorted(name for name in CODE if values.get(name))
     if code:
         notes.append(f"config.json: {', '.join(code)} ignored: no code that comes with a model is ever run")
-    known = {field.name for field in dataclasses.fields(GPT2Config)}
+    known = {field.name for field in dataclasses.fields(GPT2Config)} - {"labels", "multi_label"}
     for name in sorted(set(values) - known - HARMLESS - set(REFUSED) - set(CODE)):
         near = closest(name, known)
         notes.append(f"config.json: unknown key {_show(name)} ignored" + (f"; did you mean {near!r}?" if near else ""))
@@ -184,6 +189,23 @@ def _activation(value: object) -> str:
         f"config.json: unknown activation_function {_show(value)}",
         hint=f"known: {', '.join(sorted(ACTIVATION_NAMES))}",
     )
+
+
+def _labels(values: dict[str, Any]) -> tuple[str, ...]:
+    """The classes' names from id2label; transformers has two, LABEL_0 and LABEL_1, where nothing is said."""
+    if values.get("problem_type") not in (None, *PROBLEMS):
+        raise UserError(
+            f"config.json: problem_type is {_show(values['problem_type'])}, known are {', '.join(PROBLEMS)}"
+        )
+    names = values.get("id2label")
+    if names is None:
+        count = _whole("num_labels", values.get("num_labels", 2))
+        if count > MOST_LABELS:
+            raise UserError(f"config.json: num_labels is {count}, at most {MOST_LABELS} are read")
+        return tuple(f"LABEL_{i}" for i in range(count))
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))} or not names:
+        raise UserError(f'config.json: id2label must map "0", "1", ... to names, got {_show(names)}')
+    return tuple(names[str(i)] for i in range(len(names)))
 
 
 def _token(
@@ -247,6 +269,16 @@ def config_values(config: GPT2Config, tokenizer: Tokenizer | None = None) -> dic
         "reorder_and_upcast_attn": False,
         "use_cache": True,
     }
+    labels, multi_label = values.pop("labels"), values.pop("multi_label")
+    if labels:
+        values |= {
+            "architectures": [CLASSIFIER],
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "problem_type": PROBLEMS[multi_label],
+        }
+        if values["pad_token_id"] is None:  # transformers finds the last token of a padded row by it
+            values["pad_token_id"] = values["eos_token_id"]
     assert all(math.isfinite(values[name]) for name in RATES)
     return dict(sorted(values.items()))
 

@@ -135,6 +135,8 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.labels:
+            self.score = nn.Linear(config.n_embd, len(config.labels), bias=False)
         self.reset(generator)
 
     @torch.no_grad()
@@ -171,6 +173,15 @@ class GPT2(nn.Module):
         and whose own logits mean nothing. `causal=False` lifts the mask, for masked language modelling.
         """
         return F.linear(self.hidden(tokens, embeds, cache, positions, causal), self.head)
+
+    def classify(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Rows [B, T], padded on the right, of `lengths` [B] -> scores [B, labels] of each row's last token.
+
+        Causal attention keeps the padding out of sight, so it may be any token.
+        """
+        hidden = self.hidden(tokens)  # B T C
+        scores: Tensor = self.score(hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1])
+        return scores
 
     def hidden(
         self,

@@ -21,6 +21,7 @@ from gpt2kit.model.config import GPT2Config
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HEADS = ("lm_head.weight", "score.weight")  # no part of the stack: they have no prefix in any file
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # constants that older versions of transformers saved
 DTYPES = ("F32", "F16", "BF16")
@@ -61,6 +62,8 @@ def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     shapes["ln_f.weight"] = shapes["ln_f.bias"] = (C,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (V, C)
+    if config.labels:
+        shapes["score.weight"] = (len(config.labels), C)
     return shapes
 
 

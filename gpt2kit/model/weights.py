@@ -20,6 +20,7 @@ from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.headers import (
+    HEADS,
     StoredTensor,
     check_headers,
     is_transposed,
@@ -114,7 +115,7 @@ def save_weights(path: Path, model: GPT2) -> None:
             f"cannot save the parameter {strange[0]!r}: GPT-2 has none of that name",
             hint="merge adapters first",
         )
-    names = {(name if name == "lm_head.weight" else f"transformer.{name}"): name for name in shapes}
+    names = {(name if name in HEADS else f"transformer.{name}"): name for name in shapes}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for stored in sorted(names):

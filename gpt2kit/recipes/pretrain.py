@@ -26,7 +26,7 @@ from gpt2kit.recipes.shape import choose
 from gpt2kit.recipes.sitting import sit
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import checkpoint, plan
-from gpt2kit.training.objectives import SPECIAL_TOKENS, Objective
+from gpt2kit.training.objectives import SPECIAL_TOKENS, TextObjective
 from gpt2kit.wording import command
 
 RUN = "run.json"
@@ -70,7 +70,7 @@ def start(
     yield Planned(made, model_config, config, precision)
     made.check_memory()
     Batches(open_packed(packed, "train"), config.context, config.batch, config.seed)  # refuses too little text
-    Objective(config, model_config.vocab_size, tokenizer)  # refuses missing special tokens
+    TextObjective(config, model_config.vocab_size, tokenizer)  # refuses missing special tokens
     del base
     record = {
         "name": out.resolve().name,

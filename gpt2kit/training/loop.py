@@ -13,27 +13,32 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2kit import runtime
-from gpt2kit.data.loader import Batches
 from gpt2kit.errors import UserError
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import checkpoint, fast, optim
 from gpt2kit.training.checkpoint import State
 from gpt2kit.training.config import TrainConfig
-from gpt2kit.training.objectives import Objective
+from gpt2kit.training.objectives import Batch, Objective, Rows, TextObjective
 
 EXPLODED = 3.0  # times ln V: an untrained model starts at 1
 SPEED_SECONDS = 10.0  # over which the tokens/s that people see are averaged
 REPLANS = 40  # times that a run with minutes compares its pace with its plan
 PLATEAU_PATIENCE, PLATEAU_FACTOR = 2, 0.5
+EVALUATION_TOKENS = 2048  # in one forward pass
+
+
+class Source(Protocol):
+    """Batches in an order fixed by a seed: what is in row r of step s is a pure function of (s, r)."""
+
+    def prefetch(self, start_step: int, stop_step: int | None) -> Iterator[Rows]: ...
 
 
 @dataclass
@@ -44,13 +49,14 @@ class Run:
     model: GPT2
     tokenizer: Tokenizer | None
     config: TrainConfig
-    batches: Batches
-    validation: NDArray[np.int64] | None  # [n, T+1]
+    batches: Source
+    validation: Rows | None  # rows such as those of the batches
     precision: runtime.Precision
     lineage: dict[str, Any]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     minutes: float | None = None  # the time that the steps must fit into; None: the steps decide
     stop: Callable[[], bool] = lambda: False  # asked after each step: True ends the run with a checkpoint
+    objective: Objective | None = None  # None: the one that the config names, on windows of text
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,8 @@ def fit(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Iter
     """Train from `state.step` to `state.total`. Raises UserError where the loss explodes or the disk fails."""
     config, model = run.config, run.model
     state.total = state.total or config.steps
-    gradients = Gradients(model, run.tokenizer, config, run.precision, run.device)
+    objective = run.objective or TextObjective(config, model.config.vocab_size, run.tokenizer)
+    gradients = Gradients(model, objective, config, run.precision, run.device)
     gradients.share_with(optimizers)
     clock = _Clock(state)
     fast.accelerate(model, config.seed, config.dropout, config.attention_dropout, run.precision.backend)
@@ -148,13 +155,13 @@ class Gradients:
     def __init__(
         self,
         model: GPT2,
-        tokenizer: Tokenizer | None,
+        objective: Objective,
         config: TrainConfig,
         precision: runtime.Precision,
         device: torch.device,
     ) -> None:
         self.model, self.config, self.device = model, config, device
-        self.objective = Objective(config, model.config.vocab_size, tokenizer)
+        self.objective = objective
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.autocast = precision.dtype == "bf16"
         self.workers = 1 if config.attention_dropout else max(1, min(config.workers, config.batch))
@@ -169,7 +176,7 @@ class Gradients:
             if self.pool is not None and isinstance(optimizer, optim.Muon):
                 optimizer.map, optimizer.parts = self.pool.map, self.workers
 
-    def __call__(self, batch: NDArray[np.int64], step: int) -> tuple[float, int]:
+    def __call__(self, batch: Rows, step: int) -> tuple[float, int]:
         for parameter in self.parameters:
             parameter.grad = None
         if self.pool is None:
@@ -185,18 +192,21 @@ class Gradients:
             parameter.grad = gradient
         return sum(r[0] for r in results), sum(r[1] for r in results)
 
-    def _parts(self, batch: NDArray[np.int64], step: int, first_row: int) -> Iterator[Tensor]:
+    def _parts(self, batch: Rows, step: int, first_row: int) -> Iterator[Batch]:
         size = self.config.micro_batch or len(batch)
         for a in range(0, len(batch), size):
             fast.PLACE.step, fast.PLACE.first_row = step, first_row + a
-            prepared = self.objective.prepare(batch[a : a + size], step, first_row + a)
-            yield torch.from_numpy(np.ascontiguousarray(prepared)).to(self.device)
+            yield self._tensors(batch[a : a + size], step, first_row + a)
 
-    def _loss(self, part: Tensor) -> tuple[Tensor, int]:
+    def _tensors(self, rows: Rows, step: int, first_row: int) -> Batch:
+        prepared = self.objective.prepare(rows, step, first_row)
+        return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in prepared)
+
+    def _loss(self, part: Batch) -> tuple[Tensor, int]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.objective.loss(self.model, part)
+            return self.objective.loss(self.model, *part)
 
-    def _backward(self, batch: NDArray[np.int64], step: int, first_row: int) -> tuple[float, int]:
+    def _backward(self, batch: Rows, step: int, first_row: int) -> tuple[float, int]:
         total, count = 0.0, 0
         for part in self._parts(batch, step, first_row):
             loss, n = self._loss(part)
@@ -204,7 +214,7 @@ class Gradients:
             total, count = total + float(loss.detach()), count + n
         return total, count
 
-    def _slice_gradients(self, batch: NDArray[np.int64], step: int, first_row: int) -> tuple[float, int, list[Tensor]]:
+    def _slice_gradients(self, batch: Rows, step: int, first_row: int) -> tuple[float, int, list[Tensor]]:
         total, count = 0.0, 0
         sums: list[Tensor] | None = None
         for part in self._parts(batch, step, first_row):
@@ -219,20 +229,18 @@ class Gradients:
         return total, count, sums
 
     @torch.no_grad()
-    def evaluate(self, windows: NDArray[np.int64]) -> float:
-        """Mean nats per counted token over windows [n, T+1], dropout off, without label smoothing."""
-        size = max(1, 2048 // (windows.shape[1] - 1))
+    def evaluate(self, rows: Rows) -> float:
+        """Mean nats per counted target over rows, dropout off, without label smoothing."""
 
-        def part(a: int) -> tuple[float, int]:
-            prepared = self.objective.prepare(windows[a : a + size], 0, a)
+        def part(slice_: tuple[int, int]) -> tuple[float, int]:
+            a, b = slice_
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                tensor = torch.from_numpy(np.ascontiguousarray(prepared)).to(self.device)
-                loss, n = self.objective.plain_loss(self.model, tensor)
+                loss, n = self.objective.plain_loss(self.model, *self._tensors(rows[a:b], 0, a))
                 return float(loss), n
 
         self.model.eval()
         mapper = map if self.pool is None else self.pool.map
-        results = list(mapper(part, range(0, len(windows), size)))
+        results = list(mapper(part, list(_of_tokens(rows, EVALUATION_TOKENS))))
         self.model.train()
         return math.fsum(r[0] for r in results) / sum(r[1] for r in results)
 
@@ -249,6 +257,18 @@ def _single_thread() -> None:
 
 def _slices(n: int, parts: int) -> list[tuple[int, int]]:
     return [(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+
+
+def _of_tokens(rows: Rows, most: int) -> Iterator[tuple[int, int]]:
+    """Slices of rows that come to at most so many tokens, padded; at least one row each."""
+    a, longest = 0, 0
+    for b in range(len(rows)):
+        longest = max(longest, len(rows[b]) - 1)
+        if b > a and longest * (b + 1 - a) > most:
+            yield a, b
+            a, longest = b, len(rows[b]) - 1
+    if len(rows) > a:
+        yield a, len(rows)
 
 
 def _evaluate(run: Run, gradients: Gradients, state: State) -> Evaluated:

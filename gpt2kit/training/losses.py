@@ -28,12 +28,12 @@ def next_token(model: GPT2, batch: Tensor, smoothing: float = 0.0) -> tuple[Tens
     return cross_entropy(model, model.hidden(batch[:, :-1]), batch[:, 1:], smoothing)
 
 
-def masked(model: GPT2, batch: Tensor, smoothing: float = 0.0) -> tuple[Tensor, int]:
+def masked(model: GPT2, inputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, int]:
     """Masked language modelling (BERT's 80/10/10 corruption), the causal mask lifted.
 
-    `batch` [2, B, T]: the corrupted ids, and the targets with IGNORED where nothing was masked.
+    `inputs` [B, T]: the corrupted ids; `targets` [B, T]: the true ones, IGNORED where nothing was masked.
     """
-    return cross_entropy(model, model.hidden(batch[0], causal=False), batch[1], smoothing)
+    return cross_entropy(model, model.hidden(inputs, causal=False), targets, smoothing)
 
 
 def cross_entropy(model: GPT2, hidden: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, int]:

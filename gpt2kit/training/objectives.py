@@ -6,10 +6,13 @@ Shapes: B batch, T context; windows [B, T+1].
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gpt2kit.errors import UserError
 from gpt2kit.text.tokenizer import Tokenizer
@@ -17,6 +20,10 @@ from gpt2kit.training import losses
 from gpt2kit.training.config import TrainConfig
 
 Ids = NDArray[np.int64]
+Arrays = tuple[NDArray[Any], ...]
+Batch = tuple[Tensor, ...]  # the same as tensors
+Loss = Callable[..., tuple[Tensor, int]]  # (model, *tensors) -> sum in nats, number of targets
+Rows = Ids | Sequence[Any]  # windows [B, T+1], or rows of any length that have one (`len`)
 MASK = "<|mask|>"
 FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 SPECIAL_TOKENS = {"next": (), "masked": (MASK,), "fim": FIM}
@@ -24,8 +31,20 @@ MASKED_SHARE = 0.15  # Devlin et al. 2018: of these 80 % become the mask, 10 % a
 FIM_SHARE = 0.5  # Bavarian et al. 2022: at a half, left-to-right loss does not suffer
 
 
-class Objective:
-    """An objective bound to a vocabulary: `prepare` windows, then `loss` them."""
+class Objective(Protocol):
+    """What training asks of rows: `prepare` them, then `loss(model, *tensors)` gives (sum, count)."""
+
+    def prepare(self, rows: Any, step: int, first_row: int) -> Arrays: ...
+
+    @property
+    def loss(self) -> Loss: ...
+
+    @property
+    def plain_loss(self) -> Loss: ...
+
+
+class TextObjective:
+    """The objective that a config names, bound to a vocabulary, on windows of text."""
 
     def __init__(self, config: TrainConfig, vocab_size: int, tokenizer: Tokenizer | None) -> None:
         self.name, self.seed, self.vocab_size = config.objective, config.seed, vocab_size
@@ -43,13 +62,14 @@ class Objective:
         )
         self.plain_loss = losses.masked if self.name == "masked" else losses.next_token
 
-    def prepare(self, windows: Ids, step: int, first_row: int) -> Ids:
-        """[B, T+1] -> what `loss` takes: the same shape, or [2, B, T] (inputs, targets) for "masked"."""
+    def prepare(self, windows: Rows, step: int, first_row: int) -> Arrays:
+        """[B, T+1] -> the same shape, or for "masked" inputs and targets [B, T]."""
         if self.name == "next":
-            return windows
+            assert isinstance(windows, np.ndarray)
+            return (windows,)
         rows = [self._row(w, np.random.Generator(np.random.Philox(key=self._key(step, first_row + i))))
                 for i, w in enumerate(windows)]  # fmt: skip
-        return np.stack(rows, axis=1 if self.name == "masked" else 0)
+        return tuple(np.stack(rows, axis=1)) if self.name == "masked" else (np.stack(rows),)
 
     def _key(self, step: int, row: int) -> NDArray[np.uint64]:
         return np.array([self.seed, step << 24 | row], dtype=np.uint64)

@@ -141,6 +141,7 @@ def tokens_per_second(
 ) -> float:
     """Measure real steps of this shape on random tokens (the compilation of the kernels is not counted)."""
     from gpt2kit.training.loop import Gradients
+    from gpt2kit.training.objectives import TextObjective
 
     _check_memory(memory(model, config, precision.dtype == "bf16"))
     device = runtime.device()
@@ -149,7 +150,8 @@ def tokens_per_second(
     fast.accelerate(network, 0, config.dropout, config.attention_dropout, precision.backend)
     network.train()
     optimizers = optim.build(network, config)
-    gradients = Gradients(network, None, dataclasses.replace(config, objective="next"), precision, device)
+    objective = TextObjective(dataclasses.replace(config, objective="next"), model.vocab_size, None)
+    gradients = Gradients(network, objective, config, precision, device)
     gradients.share_with(optimizers)
     batch = torch.randint(model.vocab_size, (config.batch, config.context + 1), generator=generator).numpy()
     times: list[float] = []

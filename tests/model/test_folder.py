@@ -401,7 +401,7 @@ def changed(**keys: Any) -> dict[str, Any]:
     [
         ([], r"config\.json holds \[\], not an object"),
         (changed(model_type="llama"), "model_type is 'llama'"),
-        (changed(architectures=["GPT2ForSequenceClassification"]), "architectures has 'GPT2ForSequence"),
+        (changed(architectures=["GPT2ForTokenClassification"]), "architectures has 'GPT2ForToken"),
         (changed(architectures="GPT2LMHeadModel"), "architectures must be a list"),
         (changed(add_cross_attention=True), "add_cross_attention is True"),
         (changed(is_encoder_decoder=True), "is_encoder_decoder"),

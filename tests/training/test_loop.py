@@ -16,7 +16,7 @@ from gpt2kit.errors import UserError
 from gpt2kit.text.training import train_tokenizer
 from gpt2kit.training import checkpoint, fast, loop, optim
 from gpt2kit.training.checkpoint import State
-from gpt2kit.training.objectives import MASK
+from gpt2kit.training.objectives import MASK, TextObjective
 
 # fp32 on one thread, seed 3, Muon, 16 x 16: change them only together with the reason why the arithmetic changed
 GOLDEN = (
@@ -51,7 +51,9 @@ def gradient_of(toy: Any, **changes: Any) -> tuple[float, int, list[torch.Tensor
     tokenizer = masking_tokenizer() if changes.get("objective") == "masked" else None
     model = toy.model()
     config = toy.settings(batch=16, **changes)
-    gradients = loop.Gradients(model, tokenizer, config, toy.precision, torch.device("cpu"))
+    gradients = loop.Gradients(
+        model, TextObjective(config, model.config.vocab_size, tokenizer), config, toy.precision, torch.device("cpu")
+    )
     fast.accelerate(model, config.seed, config.dropout)
     model.train()
     try:

@@ -152,13 +152,13 @@ def test_masked_counts_masked_targets_and_sees_both_sides(toy: Any) -> None:
     model = toy.model()
     inputs, targets = toy.ids(B, T), torch.full((B, T), losses.IGNORED)
     targets[0, 2], targets[2, 9] = 5, 6
-    loss, count = losses.masked(model, torch.stack([inputs, targets]))
+    loss, count = losses.masked(model, inputs, targets)
     logits = model(inputs, causal=False).detach().double().log_softmax(-1)
     assert count == 2
     assert float(loss.detach()) == pytest.approx(-float(logits[0, 2, 5] + logits[2, 9, 6]), rel=2e-6)
     later = inputs.clone()
     later[0, 15] = (later[0, 15] + 1) % V
-    changed, _ = losses.masked(model, torch.stack([later, targets]))
+    changed, _ = losses.masked(model, later, targets)
     assert not torch.equal(changed, loss)
 
 
