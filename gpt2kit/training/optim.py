@@ -23,6 +23,7 @@ NEWTON_SCHULZ = (
     -4.7750,
     2.0315,
 )  # Jordan et al. 2024, "Muon": singular values to about 1 in five steps
+STACKED = 6  # matrices in one batched product: GPT-2 small's 36 at once took 1 GB
 CYCLES = 4  # of the cyclic schedule in one run
 
 
@@ -54,29 +55,32 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                direction = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov
-                rows, columns = parameter.shape
-                parts = 3 if rows == 3 * columns else 1
-                for weight, part in zip(parameter.chunk(parts), direction.chunk(parts), strict=True):
-                    shapes[tuple(weight.shape)].append((weight, part))
-            stacks = [part for pairs in shapes.values() for part in _stack(pairs).chunk(self.parts)]
-            changes = [change for stack in self.map(orthogonalise, stacks) for change in stack]
-            weights = [weight for pairs in shapes.values() for weight, _ in pairs]
-            for weight, change in zip(weights, changes, strict=True):
-                scale = group["lr"] * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-scale)
+                if parameter.grad is not None:
+                    shapes[tuple(parameter.shape)].append(parameter)
+            for parameters in shapes.values():
+                for a in range(0, len(parameters), STACKED):
+                    self._change(parameters[a : a + STACKED], group)
 
-
-def _stack(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    return torch.stack([direction for _, direction in pairs])
+    def _change(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Parameters of one shape."""
+        directions = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            assert parameter.grad is not None
+            momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+            directions.append(parameter.grad.lerp(momentum, group["momentum"]))  # Nesterov
+        rows, columns = parameters[0].shape
+        parts = 3 if rows == 3 * columns else 1
+        stack = torch.stack([part for direction in directions for part in direction.chunk(parts)])
+        del directions
+        changes = (change for stack in self.map(orthogonalise, stack.chunk(self.parts)) for change in stack)
+        for weight, change in zip((part for p in parameters for part in p.chunk(parts)), changes, strict=True):
+            scale = group["lr"] * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
+            weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-scale)
 
 
 def build(model: GPT2, config: TrainConfig) -> list[torch.optim.Optimizer]:
