@@ -1,0 +1,65 @@
+"""Perplexity and bits as scores: the figures of `evaluation`, with intervals over documents."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gpt2kit.errors import UserError
+from gpt2kit.evaluation import Evaluation
+from gpt2kit.scores.comparison import compare
+from gpt2kit.scores.intervals import Resampling
+from gpt2kit.scores.likelihood import likelihood
+
+BLOCKS = [(3.0 * n + wobble, n, 4 * n, 4 * n - 2) for n, wobble in ((10, 4.0), (20, -6.0), (30, 1.0), (25, 0.5))]
+WHOLE = [sum(column) for column in zip(*BLOCKS, strict=True)]
+EVALUATION = Evaluation(
+    WHOLE[0], int(WHOLE[1]), int(WHOLE[2]), int(WHOLE[3]), 4, 256, 128, "ab" * 32, "bpe token", "cd" * 32
+)
+
+
+def test_the_figures_are_those_of_the_evaluation() -> None:
+    scores = likelihood(EVALUATION.to_dict())
+    assert scores["perplexity"].value == pytest.approx(EVALUATION.perplexity)
+    assert scores["loss"].value == pytest.approx(EVALUATION.loss)
+    assert scores["bits_per_byte"].value == pytest.approx(EVALUATION.bits_per_byte)
+    assert scores["bits_per_character"].value == pytest.approx(EVALUATION.bits_per_character)
+    assert scores["perplexity"].unit == "perplexity per bpe token"
+    assert scores["bits_per_byte"].unit == "bits per byte"
+    assert scores["perplexity"].low is None
+    assert scores["perplexity"].protocol["tokenizer"] == "ab" * 32
+    assert scores["perplexity"].n == 85
+
+
+def test_documents_give_intervals_and_paired_comparisons() -> None:
+    scores = likelihood(EVALUATION.to_dict(), BLOCKS)
+    perplexity = scores["perplexity"]
+    assert perplexity.low is not None
+    assert perplexity.high is not None
+    assert perplexity.low < EVALUATION.perplexity < perplexity.high
+    better = [(nll * 0.9, *rest) for nll, *rest in BLOCKS]
+    facts = EVALUATION.to_dict() | {"nll": sum(row[0] for row in better)}
+    found = compare(perplexity, likelihood(facts, better)["perplexity"])  # type: ignore[arg-type]
+    assert found.high is not None
+    assert found.high < 0
+    assert found.test == "paired permutation"
+
+
+def test_a_perplexity_too_large_for_a_number_is_noted() -> None:
+    scores = likelihood(EVALUATION.to_dict() | {"nll": 85 * 800.0})
+    assert "perplexity" not in scores
+    assert scores["loss"].value == pytest.approx(800)
+    assert scores.notes == ("perplexity is too large for a number: the loss is 800 nats per token",)
+
+
+def test_wrong_facts_are_refused() -> None:
+    facts = EVALUATION.to_dict()
+    with pytest.raises(UserError, match="the evaluation says no nll, text_hash"):
+        likelihood({key: value for key, value in facts.items() if key not in ("nll", "text_hash")})
+    with pytest.raises(UserError, match="a finite loss and at least one token"):
+        likelihood(facts | {"tokens": 0})
+    with pytest.raises(UserError, match="a finite loss"):
+        likelihood(facts | {"nll": math.inf})
+    with pytest.raises(UserError, match="the blocks sum to"):
+        likelihood(facts, BLOCKS[1:], Resampling(100))
