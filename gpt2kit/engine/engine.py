@@ -148,6 +148,7 @@ class Engine:
         self.precision = forward.precision
         self.notes: list[str] = []
         self.memory = 0  # bytes of weights and cache
+        self.score_head: NDArray[np.float32] | None = None  # a classifier's [labels, C]
         self._worker = _Worker(Scheduler(forward, vocabulary(self.config, tokenizer), max_batch))
         self._finalizer = weakref.finalize(self, self._worker.stop)  # also before the interpreter ends
 
@@ -176,6 +177,7 @@ class Engine:
         from gpt2kit.engine.forward import Forward as Kernels
         from gpt2kit.engine.forward import block_bytes
         from gpt2kit.engine.quantise import load_packed
+        from gpt2kit.engine.source import read_score
         from gpt2kit.engine.weights import packed_bytes
 
         notes: list[str] = []
@@ -194,6 +196,7 @@ class Engine:
         engine = cls(forward, tokenizer, max_batch)
         engine.memory = blocks * size + packed_bytes(packed.config, packed.precision)
         engine.notes = notes
+        engine.score_head = read_score(path, packed.config)
         return engine
 
     # ------------------------------------------------------------ requests
@@ -260,6 +263,22 @@ class Engine:
         requests = [Request(prompt, salt=salt, pooling=pooling) for prompt in _prompts(prompts)]
         vectors = [handle.vector() for handle in self._finish(requests)]
         return np.stack(vectors) if vectors else np.zeros((0, self.config.n_embd), np.float32)
+
+    def classify(self, prompts: Prompt | Sequence[Prompt], *, salt: str = "") -> NDArray[np.float32]:
+        """[P, labels]: a classifier's scores before softmax (or sigmoid), from the last token's hidden state.
+
+        Raises UserError where the model has no such head.
+        """
+        if self.score_head is None:
+            raise UserError("the model has no classification head", hint="gpt2kit finetune DATA --task classify")
+        states = self.embed(prompts, "last", salt=salt)
+        return np.array([self.scores_of(state) for state in states]).reshape(len(states), len(self.score_head))
+
+    def scores_of(self, state: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A classifier's scores [labels] of one last hidden state [C], which `submit` with pooling="last" gives."""
+        assert self.score_head is not None
+        scores: NDArray[np.float32] = (self.score_head.astype(np.float64) @ state).astype(np.float32)
+        return scores
 
     def _finish(self, requests: Sequence[Request]) -> list[Handle]:
         """All of them to their end. If one fails, or Ctrl-C comes, the others are cancelled."""

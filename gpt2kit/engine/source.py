@@ -75,6 +75,14 @@ def read_tensors(folder: Path, config: GPT2Config) -> dict[str, Floats]:
     return tensors
 
 
+def read_score(folder: Path, config: GPT2Config) -> Floats | None:
+    """A classifier's head [labels, C]; None for a language model."""
+    if not config.labels:
+        return None
+    stored = read_headers(folder)["score.weight"]
+    return np.array(_map(stored, _offsets(stored.file)[stored.name]))
+
+
 def _offsets(file: Path) -> dict[str, int]:
     """Where each tensor's bytes begin. `read_headers` has had the file checked by safetensors itself."""
     with open(file, "rb") as reader:

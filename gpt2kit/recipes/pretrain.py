@@ -23,7 +23,7 @@ from gpt2kit.recipes import data as data_recipe
 from gpt2kit.recipes.events import Event, Note, Planned, Reading
 from gpt2kit.recipes.options import TrainOptions
 from gpt2kit.recipes.shape import choose
-from gpt2kit.recipes.sitting import sit
+from gpt2kit.recipes.sitting import packed_feed, sit
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import checkpoint, plan
 from gpt2kit.training.objectives import SPECIAL_TOKENS, TextObjective
@@ -51,7 +51,7 @@ def start(
         options.data, vocab_size=options.vocab_size, field=options.field, validation=options.validation
     )
     notes: list[str] = []
-    parent = None if options.from_ is None else _parent(options.from_, options.hub)
+    parent = None if options.from_ is None else parent_of(options.from_, options.hub)
     base, tokenizer = (None, None) if parent is None else model_folder.load(parent["folder"], notes=notes)
     if options.tokenizer is not None and data_recipe.is_packed(options.data[0]):
         tokenizer = Tokenizer.load(options.tokenizer)  # must be the one that packed it
@@ -89,7 +89,7 @@ def start(
         "sample": options.sample,
     }
     commit.replace_json(out / RUN, record)
-    yield from sit(out, record, _beginning(record), tokenizer, None, stop)
+    yield from sit(out, record, beginning(record), tokenizer, packed_feed(out, record, tokenizer), None, stop)
 
 
 def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
@@ -107,22 +107,23 @@ def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
         )
     if path is None:
         yield Note("the run was cut off before its first checkpoint: it begins anew")
-        network = _beginning(record)
+        network = beginning(record)
         tokenizer = Tokenizer.find(out / record["data"]["folder"])
     else:
         network = GPT2(GPT2Config(**record["model"]), torch.Generator())
         tokenizer = Tokenizer.find(path)
-    yield from sit(out, record, network, tokenizer, path, stop)
+    feed = packed_feed(out, record, tokenizer)
+    yield from sit(out, record, network, tokenizer, feed, path, stop)
 
 
-def _parent(name: str, hub: bool) -> dict[str, str]:
+def parent_of(name: str, hub: bool) -> dict[str, str]:
     """The model to start from, by the name to remember it by and the folder: here, or downloaded where `hub`."""
     if hub and not Path(name).exists():
         return {"name": name, "folder": str(model_folder.resolve(name, allow_hub=True)[0])}
     return {"name": Path(name).resolve().name, "folder": str(Path(name).resolve())}
 
 
-def _beginning(record: dict[str, Any]) -> GPT2:
+def beginning(record: dict[str, Any]) -> GPT2:
     """The model that a run starts from: its parent's weights, or those that its seed draws."""
     torch.manual_seed(record["settings"]["seed"])
     if not record["parents"]:

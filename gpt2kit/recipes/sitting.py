@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,49 @@ from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import checkpoint, loop, optim
 from gpt2kit.training.checkpoint import State
 from gpt2kit.training.config import TrainConfig
+from gpt2kit.training.objectives import Objective, Rows
 from gpt2kit.training.track import Track
 from gpt2kit.wording import command
 
 
+@dataclass(frozen=True)
+class Feed:
+    """What a run learns from."""
+
+    batches: loop.Source
+    validation: Rows | None
+    objective: Objective | None = None  # None: the one that the settings name, on windows of text
+    lineage: Mapping[str, Any] = field(default_factory=dict)  # more to remember in the model folder
+    extra: Mapping[str, str] = field(default_factory=dict)  # more files for the model folder, name -> content
+
+
+def packed_feed(out: Path, record: dict[str, Any], tokenizer: Tokenizer | None) -> Feed:
+    """Windows of packed text."""
+    config = TrainConfig.from_dict(record["settings"])
+    packed = out / record["data"]["folder"]
+    if read_report(packed).data_hash != record["data"]["hash"]:
+        raise UserError(f"{packed} no longer holds the data that the run began with", hint="start a new run")
+    tokens = open_packed(packed, "train", tokenizer.hash if tokenizer else None)
+    batches = Batches(tokens, config.context, config.batch, config.seed)
+    return Feed(batches, watch.validation_windows(packed, config))
+
+
 def sit(
-    out: Path, record: dict[str, Any], network: GPT2, tokenizer: Tokenizer | None, path: Path | None,
+    out: Path, record: dict[str, Any], network: GPT2, tokenizer: Tokenizer | None, feed: Feed, path: Path | None,
     stop: Callable[[], bool],
 ) -> Iterator[Event]:  # fmt: skip
     """Train to the end, or until asked to stop, from the checkpoint at `path` (None: from the beginning)."""
     config = TrainConfig.from_dict(record["settings"])
     device = runtime.device()
     network.to(device)
-    packed = out / record["data"]["folder"]
-    if read_report(packed).data_hash != record["data"]["hash"]:
-        raise UserError(f"{packed} no longer holds the data that the run began with", hint="start a new run")
-    tokens = open_packed(packed, "train", tokenizer.hash if tokenizer else None)
     optimizers = optim.build(network, config)
     state = State(total=config.steps) if path is None else checkpoint.restore(path, network, optimizers)
     lineage = {k: record[k] for k in ("name", "settings", "precision", "threads")}
     lineage["parents"] = [{"folder": parent["name"], "hash": parent["hash"]} for parent in record["parents"]]
     lineage["data"] = {k: v for k, v in record["data"].items() if k != "folder"}  # no path of this machine
     run = loop.Run(
-        out, network, tokenizer, config, Batches(tokens, config.context, config.batch, config.seed),
-        watch.validation_windows(packed, config), runtime.Precision(**record["precision"]),
-        lineage | {"seed": config.seed}, device, record["minutes"], stop,
+        out, network, tokenizer, config, feed.batches, feed.validation, runtime.Precision(**record["precision"]),
+        {**lineage, **feed.lineage, "seed": config.seed}, device, record["minutes"], stop, feed.objective,
     )  # fmt: skip
     track = Track(out, state.step, config.tensorboard)
     reason = "asked"
@@ -58,10 +77,10 @@ def sit(
                 reason = event.reason
     finally:
         track.close()
-    yield finish(run, state, reason)
+    yield finish(run, state, reason, feed.extra)
 
 
-def finish(run: loop.Run, state: State, reason: str) -> Finished:
+def finish(run: loop.Run, state: State, reason: str, extra: Mapping[str, str]) -> Finished:
     """Put the best checkpoint's weights into the run folder; a run that was asked to stop only says how to go on."""
     if reason == "asked":
         return Finished(run.folder, state.step, None, state.seconds, reason, command("train", "--resume", run.folder))
@@ -71,5 +90,5 @@ def finish(run: loop.Run, state: State, reason: str) -> Finished:
     loss = state.losses.get(str(step))
     scores = {} if loss is None else {"validation_loss": loss}
     lineage = {**run.lineage, "step": step, "scores": scores}
-    model_folder.save(run.folder, model, tokenizer, lineage, keep_others=True)
+    model_folder.save(run.folder, model, tokenizer, lineage, extra, keep_others=True)
     return Finished(run.folder, step, loss, state.seconds, reason, None)

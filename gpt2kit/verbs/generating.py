@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -101,16 +101,9 @@ def _with_engine(
     """Completions, or the events of one, and the model's positions."""
     from gpt2kit.engine import Engine
 
-    told: set[str] = set()
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stage in STAGES and STAGES[stage] not in told:
-            told.add(STAGES[stage])
-            print_notes([STAGES[stage]])
-
     engine = Engine.load(
         options.model, options.precision, options.threads, max_batch=min(max(settings.n, 1), 32),
-        on_progress=tell, allow_hub=options.hub,
+        on_progress=tell_stages(), allow_hub=options.hub,
     )  # fmt: skip
     print_notes(engine.notes)
     tokenizer = _need_tokenizer(options, engine.tokenizer)
@@ -138,6 +131,18 @@ def _with_reference(
         return generate(model, [ids], settings, tokenizer=tokenizer)[0], (), model.config.n_positions
     print(prompt, end="", flush=True)
     return (), stream(model, ids, settings, tokenizer=tokenizer), model.config.n_positions
+
+
+def tell_stages() -> Callable[[str, int, int], None]:
+    """For Engine.load: say once what takes seconds the first time."""
+    told: set[str] = set()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage in STAGES and STAGES[stage] not in told:
+            told.add(STAGES[stage])
+            print_notes([STAGES[stage]])
+
+    return tell
 
 
 def _need_tokenizer(options: GenerateOptions, tokenizer: Tokenizer | None) -> Tokenizer:

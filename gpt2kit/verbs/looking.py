@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -15,10 +16,14 @@ from gpt2kit.wording import command, plural
 
 @dataclass
 class EvaluateOptions:
-    """Perplexity per token, bits per byte and per character on a text, with the protocol beside the figures.
+    """How good a model is: on a text, perplexity per token, bits per byte and per character, with their protocol.
 
-    Example:
+    A model that was tuned for a task is asked the task's examples instead, and its answers are scored, each figure
+    with its 95 % interval.
+
+    Examples:
       gpt2kit evaluate runs/mine other.txt --context 256 --stride 128
+      gpt2kit evaluate runs/reviews test.tsv --report runs/reviews/test
     """
 
     model: Positional[str]  # a model, run or checkpoint folder
@@ -28,13 +33,25 @@ class EvaluateOptions:
     field: str | None = None  # the text field of .jsonl, .csv, .tsv and .parquet
     json: bool = False  # one JSON object with every figure
     hub: bool = False  # let MODEL be a name on the Hugging Face hub
+    perplexity: bool = False  # also for a tuned model: the perplexity of a text, not its task's scores
+    report: str | None = None  # of a tuned model: a folder for report.html and report.json
+    columns: str | None = None  # of a tuned model's data: which field is what, as text=review,label=stars
+    classes: str | None = None  # of a classifier's data: a file with one class a line, for labels that are numbers
+    precision: Literal["int8", "fp32", "auto"] = "auto"  # of the engine that answers for a tuned model
+    threads: int | None = None  # None: every core
 
 
 def run_evaluate(options: EvaluateOptions) -> int:
+    from gpt2kit.model.files import lineage, resolve
     from gpt2kit.recipes.evaluate import evaluate_files
 
     if not options.data:
         raise UserError("nothing to evaluate on", hint=command("evaluate", options.model, "other.txt"))
+    path, _ = resolve(options.model, options.hub)
+    if not options.perplexity and lineage(path).get("task") is not None:
+        return _score(options)
+    if options.report is not None:
+        raise UserError("--report is of a tuned model's answers", hint="leave it out, or tune the model for a task")
     notes: list[str] = []
     result = evaluate_files(
         options.model, options.data, options.context, options.stride, options.field, notes.append, options.hub
@@ -52,6 +69,30 @@ def run_evaluate(options: EvaluateOptions) -> int:
     if not result.lossless:
         print("lossless            no: the tokens do not give this text back, so bits per byte flatter the model")
     print(f"protocol: {result.protocol}")
+    return 0
+
+
+def _score(options: EvaluateOptions) -> int:
+    from gpt2kit.progress import Progress
+    from gpt2kit.recipes.score import score_files, write
+    from gpt2kit.recipes.tuning_options import read_columns
+    from gpt2kit.verbs.generating import tell_stages
+
+    notes: list[str] = []
+    with Progress(transient=True) as progress:
+        found = score_files(
+            options.model, options.data, read_columns(options.columns), options.classes, options.precision,
+            options.threads, notes.append,
+            lambda done, total: progress.show("answering", done, total, f"{done:,} of {total:,}"), tell_stages(),
+        )  # fmt: skip
+    print_notes([*notes, *found.scores.notes])
+    if options.json:
+        print_json({"task": found.task, **found.scores.to_dict()})
+    else:
+        for score in found.scores:
+            print(score)
+    if options.report is not None:
+        print_notes([f"the report: {write(options.report, options.model, found)}"])
     return 0
 
 

@@ -54,16 +54,16 @@ def run_train(options: TrainOptions) -> int:
         else:
             yield from pretrain.start(options, stop, report)
 
-    return _follow(events)
+    return follow(events)
 
 
 def run_demo(options: DemoOptions) -> int:
     from gpt2kit.recipes.demo import demo
 
-    return _follow(lambda stop, report: demo(options.out, options.seconds, options.seed, stop, report))
+    return follow(lambda stop, report: demo(options.out, options.seconds, options.seed, stop, report))
 
 
-def _follow(source: Source) -> int:
+def follow(source: Source) -> int:
     """Show every event; 0, or 128 + the signal's number where one stopped the run before its end."""
     from gpt2kit.display import TrainingDisplay
     from gpt2kit.recipes.events import Finished, Note

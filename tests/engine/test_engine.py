@@ -8,6 +8,7 @@ import gc
 import os
 import queue
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -316,7 +317,15 @@ def test_notify_tells_of_events_without_waiting(make: Make) -> None:
     assert told == handles[0].result()[0].token_ids
 
 
-def test_ctrl_c_cancels_what_generate_asked_for(make: Make) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt here, also in one of several test processes, which ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_cancels_what_generate_asked_for(make: Make, interruptible: None) -> None:
     engine = make()
 
     def interrupt() -> None:

@@ -1,0 +1,54 @@
+"""One file a family of tasks: how its data becomes rows to learn from, what the model is asked, how answers are scored.
+
+Tuning, evaluation, `gpt2kit run` and the server share these. Which task a model was tuned for, and with what template
+and labels, stands in its folder's lineage (gpt2kit.json, "task"); `task_of` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gpt2kit.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from gpt2kit.data.examples import Examples
+    from gpt2kit.tasks.task import Task
+
+NAMES = ("classify", "translate", "summarise", "correct", "edit", "instruct", "chat", "answer")
+
+
+def task_from_data(name: str, examples: Examples, options: Mapping[str, Any]) -> Task:
+    """The task `name` as its training examples show it: a classifier's labels are theirs."""
+    if name == "classify":
+        from gpt2kit.tasks.classify import Classify
+
+        return Classify(examples.labels, examples.multi_label)
+    return _make(name, dict(options))
+
+
+def task_of(lineage: Mapping[str, Any]) -> Task:
+    """The task that a model folder was tuned for. UserError where it was not."""
+    values = lineage.get("task")
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        raise UserError(
+            "the model was not tuned for a task", hint="tune one: gpt2kit finetune DATA --from MODEL --task TASK"
+        )
+    rest = {key: value for key, value in values.items() if key != "name"}
+    return _make(values["name"], rest)
+
+
+def _make(name: str, values: dict[str, Any]) -> Task:
+    from gpt2kit.tasks.answer import Answer
+    from gpt2kit.tasks.chat import Chat
+    from gpt2kit.tasks.classify import Classify
+    from gpt2kit.tasks.pairs import Pairs
+
+    makers: dict[str, Any] = {"classify": Classify, "chat": Chat, "answer": Answer}
+    if name not in NAMES:
+        raise unknown("task", name, NAMES)
+    try:
+        task: Task = makers[name](**values) if name in makers else Pairs(name, **values)
+    except TypeError:
+        raise UserError(f"the settings of the task {name!r} are not ones that this version wrote") from None
+    return task
