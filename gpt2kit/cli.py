@@ -28,18 +28,28 @@ gpt2kit: GPT-2, whole, on the machine you have.
   gpt2kit train my.txt --out runs/mine --minutes 10  train on your own text, as well as the time allows
   gpt2kit generate runs/mine "Once"                  write on from a prompt
   gpt2kit evaluate runs/mine other.txt               perplexity, bits per byte and per character
+  gpt2kit finetune DATA --from runs/mine --task T    tune it: classify, translate, summarise, correct, chat, answer …
+  gpt2kit run TASK runs/tuned "text"                 ask the tuned model
+  gpt2kit data check DATA --task T                   what labelled data holds, and what is wrong with it
   gpt2kit info runs/mine                             what a model is, where it comes from, its scores
   gpt2kit tokenizer train|info                       learn a vocabulary; look at how it cuts text
   gpt2kit pack text/ --out packed --tokenizer M      tokenise once, train many times
+  gpt2kit serve runs/mine                            an OpenAI-compatible server and its page, on this machine
+  gpt2kit key NAME --file keys.json                  a key for the server, shown once
   gpt2kit doctor [MODEL]                             prove that all of this is right on this machine
 
   gpt2kit VERB --help                                every flag, with an example
   gpt2kit --version
 """
-TOKENIZER_USAGE = """\
+GROUPS = {
+    "tokenizer": """\
 gpt2kit tokenizer train my.txt --out vocab --vocab-size 8000    learn a vocabulary
 gpt2kit tokenizer info vocab "How is this cut? 这句话呢？"        its size, its hash, and how it cuts a text
-"""
+""",
+    "data": """\
+gpt2kit data check reviews.tsv --task classify    what labelled data holds, and what is wrong with it
+""",
+}
 VERBS = {  # -> the module of verbs/ that has it, imported when it runs
     "demo": "training",
     "train": "training",
@@ -50,6 +60,11 @@ VERBS = {  # -> the module of verbs/ that has it, imported when it runs
     "tokenizer train": "data",
     "tokenizer info": "data",
     "pack": "data",
+    "serve": "serving",
+    "key": "serving",
+    "finetune": "tuning",
+    "run": "tuning",
+    "data check": "tuning",
 }
 LISTS = ("--validation", "--special")  # flags that take several values
 
@@ -83,11 +98,11 @@ def _run(verb: str, arguments: list[str]) -> int:
 
         print(f"gpt2kit {__version__}")
         return 0
-    if verb == "tokenizer":
+    if verb in GROUPS:
         if not arguments or arguments[0].startswith("-"):
-            print(TOKENIZER_USAGE, end="")
+            print(GROUPS[verb], end="")
             return 0 if {"-h", "--help"} & set(arguments) else 2
-        verb = f"tokenizer {arguments.pop(0)}"
+        verb = f"{verb} {arguments.pop(0)}"
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     found: Verb = importlib.import_module(f"gpt2kit.verbs.{VERBS[verb]}").VERBS[verb]

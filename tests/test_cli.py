@@ -86,7 +86,7 @@ def test_a_wrong_verb_is_answered_with_the_one_meant(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"error: unknown verb '{' '.join(words[: len(meant.split())])}'; did you mean '{meant}'?")
-    assert "\nhint:  known: demo, doctor" in err
+    assert "\nhint:  known: data check, demo, doctor" in err
 
 
 @pytest.mark.parametrize(

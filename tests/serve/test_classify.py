@@ -1,0 +1,75 @@
+"""POST /v1/classify by a tuned classifier: what the model file says, in any company."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from live import CONTEXT, Live, make_model, serving
+
+from gpt2kit.data.families import Where
+from gpt2kit.model import folder
+from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.tasks.classify import Classify, LabelRow
+
+LABELS = ("正面", "负面", "other")
+TEXTS = ["春眠不觉晓", "Once upon a time", "a" * 400]
+
+
+def classifier(path: Path, multi_label: bool) -> None:
+    make_model(path)
+    base, tokenizer = folder.load(path)
+    task = Classify(LABELS, multi_label)
+    torch.manual_seed(1)
+    model = GPT2(task.model_config(base.config))
+    model.load_state_dict(base.state_dict(), strict=False)
+    with torch.no_grad():
+        model.score.weight.normal_()
+    folder.save(path, model, tokenizer, {"task": task.values()})
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["one", "several"])
+def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, Path]]:
+    path = tmp_path_factory.mktemp("tuned") / "tiny"
+    classifier(path, request.param)
+    with serving({"tiny": path}) as live:
+        yield live, path
+
+
+def test_texts_are_told_as_the_model_file_tells_them(tuned: tuple[Live, Path]) -> None:
+    live, path = tuned
+    found = live.post("/v1/classify", input=TEXTS)
+    model, tokenizer = folder.load(path)
+    assert tokenizer is not None
+    task = Classify(LABELS, model.config.multi_label)
+    rows = [LabelRow(text, (), where=Where("t")) for text in TEXTS]
+    ids, cut = task.ids(rows, tokenizer, CONTEXT)
+    assert cut == 1
+    assert found["usage"]["prompt_tokens"] == sum(map(len, ids))
+    for one, tokens in zip(found["data"], ids, strict=True):
+        with torch.no_grad():
+            scores = model.classify(torch.tensor([tokens]), torch.tensor([len(tokens)]))[0]
+        shares = torch.sigmoid(scores) if model.config.multi_label else torch.softmax(scores, 0)
+        assert list(one["probabilities"]) == list(LABELS)
+        assert list(one["probabilities"].values()) == pytest.approx(shares.tolist(), abs=1e-3)  # fp32, other order
+        wanted = [n for n, p in zip(LABELS, shares.tolist(), strict=True) if p > 0.5]
+        assert one["labels"] == (wanted if model.config.multi_label else [LABELS[int(shares.argmax())]])
+
+
+def test_company_changes_no_bit_and_ids_are_taken_as_they_are(tuned: tuple[Live, Path]) -> None:
+    live, path = tuned
+    together = live.post("/v1/classify", input=TEXTS)["data"]
+    alone = [live.post("/v1/classify", input=text)["data"][0] for text in TEXTS]
+    assert [one["probabilities"] for one in together] == [one["probabilities"] for one in alone]
+    _, tokenizer = folder.load(path)
+    assert tokenizer is not None
+    ids = [*tokenizer.encode(TEXTS[0]), tokenizer.eot_id]
+    assert live.post("/v1/classify", input=ids)["data"][0]["probabilities"] == alone[0]["probabilities"]
+
+
+def test_a_folder_with_labels_says_so(tuned: tuple[Live, Path]) -> None:
+    live, path = tuned
+    assert live.get("/v1/models/tiny")["gpt2kit"]["config"]["labels"] == list(LABELS)
+    assert folder.load(path)[0].config.labels == LABELS
