@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import gpt2kit
+from gpt2kit.errors import UserError
 from gpt2kit.serve import documents
 from gpt2kit.serve.admission import Admission
 from gpt2kit.serve.errors import ApiError
@@ -99,14 +101,20 @@ class _Api(FastAPI):
             text = {404: "there is no such route", 405: "this route has no such method"}.get(error.status_code)
             body = ApiError(error.status_code, text or "the request is wrong").body()
             await _json(body, error.status_code, error.headers)(scope, receive, send)
-        except ApiError as error:
-            self._errors.labels(str(error.status)).inc()
+        except Exception as error:  # answered by the guard
+            if not isinstance(error, ClientDisconnect):
+                self._errors.labels(str(_status(error))).inc()
             raise
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             self.openapi_schema = documents.document(self, self._engines.names)
         return self.openapi_schema
+
+
+def _status(error: Exception) -> int:
+    """With which the guard answers it."""
+    return error.status if isinstance(error, ApiError) else 400 if isinstance(error, UserError) else 500
 
 
 class Later(Response):

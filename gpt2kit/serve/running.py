@@ -322,7 +322,7 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        log.write(logging.ERROR, event="model cannot be loaded", model=name, reason=error.message)
+        log.write(logging.ERROR, message="a model cannot be loaded", model=name, reason=error.message)
         raise ApiError(
             503, f"model {name} cannot be loaded now", "server_error", "model", "model_not_loaded", LOAD_RETRY
         ) from error

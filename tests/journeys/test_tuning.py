@@ -66,11 +66,11 @@ def test_classify_from_a_table_to_a_label(base: Path, tmp_path: Path) -> None:
     def rows(n: int, seed: int) -> list[dict[str, Any]]:
         return [{"text": s, "label": "colour" if s.split()[0] in WORDS[:3] else "other"} for s in sentences(n, seed)]
 
-    train, test = write(tmp_path / "train.jsonl", rows(400, 1)), write(tmp_path / "test.jsonl", rows(100, 2))
+    train, test = write(tmp_path / "train.jsonl", rows(240, 1)), write(tmp_path / "test.jsonl", rows(100, 2))
     checked = json.loads(gpt2kit("data", "check", train, "--task", "classify", "--json").stdout)
     assert checked
     out = tmp_path / "out"
-    tune(train, base, "classify", out, "--epochs", "6")
+    tune(train, base, "classify", out, "--epochs", "5")
     assert metric(out, test, "accuracy") >= 0.97
     answer = json.loads(gpt2kit("run", "classify", out, "blue wolf 七 八", "--json").stdout)
     assert answer["answer"] == "colour"

@@ -14,7 +14,7 @@ import gpt2kit.scores
 from gpt2kit.scores import names
 
 FOLDER = Path(gpt2kit.scores.__path__[0])
-DOCS = FOLDER.parents[1] / "docs" / "scores.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "scores.md"
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 
 

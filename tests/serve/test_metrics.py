@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
+from typing import Any
 
 import pytest
 from live import Live, until
 from prometheus_client.parser import text_string_to_metric_families
 
+from gpt2kit.serve.job import Job
 from gpt2kit.serve.metrics import Speed
 
 STEMS = {  # facts that dashboards are built on, and their types
@@ -84,10 +86,20 @@ def test_what_the_engine_holds_is_shown_while_it_does(live: Live) -> None:
     assert read(live)["gpt2kit_num_requests_waiting tiny"] == 0
 
 
-def test_errors_are_counted_by_status(live: Live) -> None:
-    before = read(live).get("gpt2kit_request_errors_total 404", 0)
-    live.ask("POST", "/v1/completions", {"model": "nobody", "prompt": "x"})
-    assert read(live)["gpt2kit_request_errors_total 404"] == before + 1
+def test_errors_are_counted_by_status(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: dict[int, Any] = {
+        404: {"model": "nobody", "prompt": "x"},
+        400: {"model": "tiny", "prompt": [100_000]},
+        500: {"model": "tiny", "prompt": "x"},
+    }
+    monkeypatch.setattr(Job, "outcomes", lambda job, handles: 1 // 0)
+    before = read(live)
+    for status, body in wrong.items():
+        assert live.ask("POST", "/v1/completions", body)[0] == status
+    after = read(live)
+    for status in wrong:
+        name = f"gpt2kit_request_errors_total {status}"
+        assert after[name] == before.get(name, 0) + 1
 
 
 def test_nothing_that_a_client_writes_becomes_a_label(live: Live) -> None:

@@ -23,6 +23,7 @@ from playwright.sync_api import Browser, Page, Route, expect  # noqa: E402
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 UI = Path(gpt2kit.serve.__path__[0]) / "ui"
+TOP = Path(__file__).resolve().parents[2]
 FILES = sorted(path for path in UI.rglob("*") if path.is_file())
 LARGEST = 150_000  # bytes of all files together
 TIMEOUT = 30_000  # ms
@@ -522,7 +523,7 @@ def test_tokens_show_how_a_text_is_cut(pages: Pages, live: Live) -> None:
 
 @needs_chromium
 def test_the_model_tab_tells_what_the_card_says(pages: Pages, model_folder: Path) -> None:
-    (model_folder / "loss.png").write_bytes((UI.parents[2] / "docs/pictures/tang-loss.png").read_bytes())
+    (model_folder / "loss.png").write_bytes((TOP / "docs/pictures/tang-loss.png").read_bytes())
     try:
         page = pages.open()
         page.click("#tab-model")

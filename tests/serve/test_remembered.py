@@ -60,7 +60,7 @@ def test_an_answer_is_found_by_all_that_it_depends_on(field: str) -> None:
     assert (remembered.hits, remembered.misses) == (1, 1)
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(SamplingSettings)])
+@pytest.mark.parametrize("field", sorted({f.name for f in dataclasses.fields(SamplingSettings)} - {"num_beams"}))
 def test_every_setting_counts(field: str) -> None:
     changes: dict[str, Any] = {
         "max_tokens": 7, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.5, "typical_p": 0.5,
@@ -68,8 +68,6 @@ def test_every_setting_counts(field: str) -> None:
         "bad_words": [[1]], "logit_bias": {1: 2.0}, "seed": 9, "n": 2, "stop": ["x"], "stop_token_ids": [4],
         "ignore_eos": True, "min_tokens": 2, "logprobs": 1, "length_penalty": 2.0,
     }  # fmt: skip
-    if field == "num_beams":
-        pytest.skip("the engine has none")
     remembered = Remembered(1 << 20)
     settings = SamplingSettings(seed=1)
     other = dataclasses.replace(settings, **{field: changes[field]})
