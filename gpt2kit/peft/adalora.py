@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
-from gpt2kit.peft.lora import add_low_rank, gives_away
+from gpt2kit.peft.lora import with_low_rank
 from gpt2kit.peft.method import (
     AdapterDropout,
     Base,
@@ -217,9 +217,8 @@ class AdaLoraDelta(Delta):
         self.drop = AdapterDropout(config.dropout, config.seed, f"adalora {linear}")
 
     def forward(self, base: Any, x: Tensor) -> Tensor:
-        y: Tensor = base(x)
-        x = self.drop(x, self.training)
-        return add_low_rank(y, x, self.lora_A * self.lora_E, self.lora_B, self.scale, gives_away(base))
+        dropped = self.drop(x, self.training)
+        return with_low_rank(base, x, dropped, self.lora_A * self.lora_E, self.lora_B, self.scale)
 
     def merged(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         right = self.lora_A.double() * self.lora_E.double()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import sys
+import threading
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class QuantisedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """[out, in] in float32, made anew each time."""
-        return dequantise(self.quantised, self.scale, torch.float32)
+        return self.quantised.float().mul_(self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         function: Any = _Int8Linear
@@ -61,7 +62,8 @@ class _Int8Linear(torch.autograd.Function):
         ctx.backend, ctx.given = backend, x.dtype
         with torch.autocast(kind, enabled=False):
             y = torch.empty(*x.shape[:-1], len(quantised), dtype=low, device=x.device)  # no view: LoRA adds into it
-            _product(x.to(low), dequantise(quantised, scale, low), bias.to(low), backend, y.view(-1, len(quantised)))
+            weight = SCRATCH.dequantised(quantised, scale, low)
+            _product(x.to(low), weight, bias.to(low), backend, y.view(-1, len(quantised)))
         return y
 
     @staticmethod
@@ -71,7 +73,7 @@ class _Int8Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             quantised, scale = ctx.saved_tensors
             dx = dy.new_empty(*dy.shape[:-1], quantised.shape[1])
-            weight = dequantise(quantised, scale, dy.dtype)
+            weight = SCRATCH.dequantised(quantised, scale, dy.dtype)
             _product(dy, weight.t(), None, ctx.backend, dx.view(-1, quantised.shape[1]))
             dx = dx.to(ctx.given)
         return dx, None, None, dy.flatten(0, -2).sum(0).float() if ctx.needs_input_grad[3] else None, None
@@ -96,8 +98,21 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale).round_().to(torch.int8), scale
 
 
-def dequantise(quantised: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return quantised.to(dtype).mul_(scale)
+class _Scratch(threading.local):
+    """This thread's floats of one weight, used over and over: new ones each time left ever more holes in the heap."""
+
+    bytes: Tensor | None = None
+
+    def dequantised(self, quantised: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """[out, in], until the next call."""
+        need = quantised.numel() * dtype.itemsize
+        if self.bytes is None or len(self.bytes) < need or self.bytes.device != quantised.device:
+            with torch.inference_mode(False):  # else it could not be written to in training
+                self.bytes = torch.empty(need, dtype=torch.uint8, device=quantised.device)
+        return self.bytes[:need].view(dtype).view(quantised.shape).copy_(quantised).mul_(scale)
+
+
+SCRATCH = _Scratch()
 
 
 def weight_digest(weight: Tensor) -> str:
@@ -123,7 +138,7 @@ def quantise_base(model: GPT2, backend: str = "aten") -> int:
 
 
 def _give_back() -> None:
-    """Return the freed floats to the system. glibc keeps the holes between what stays: 340 MB of GPT-2 small."""
+    """Return the freed floats to the system: 340 MB of GPT-2 small, which glibc keeps for itself."""
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # another libc has none

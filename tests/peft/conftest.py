@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bitfit": {},
     "last": {},
 }
+KINDS = ("lora-all", "dora", "adalora", "houlsby", "prefix-mlp", "prompt", "p-tuning-lstm", "ia3", "bitfit", "last")
 FRONTED = ("prefix", "prefix-mlp", "prompt", "p-tuning", "p-tuning-lstm")
 MERGEABLE = ("lora", "lora-all", "rslora", "dora", "adalora", "ia3", "bitfit", "last")
 

@@ -16,7 +16,6 @@ from gpt2kit.model import folder
 from gpt2kit.model.config import gpt2_small
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.peft import (
-    PRESETS,
     LoraConfig,
     QuantisedLinear,
     base_hash,
@@ -29,6 +28,8 @@ from gpt2kit.peft import (
     save,
 )
 from gpt2kit.training import fast, losses
+
+from .conftest import KINDS
 
 BACKENDS = ["aten", pytest.param("onednn", marks=pytest.mark.skipif(not runtime.has_onednn(), reason="no oneDNN"))]
 
@@ -96,7 +97,7 @@ def test_the_base_takes_half_of_its_memory(toy: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "last"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "last"])
 def test_every_adapter_lies_over_an_int8_base(toy: Any, name: str, backend: str) -> None:
     """It gives what it gives over plain Linears of the same weights, and its gradients."""
     ids = toy.ids(3, 12)

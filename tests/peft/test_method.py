@@ -64,6 +64,7 @@ def test_a_wrong_setting_is_refused_by_name(kind: type[MethodConfig], changes: d
     ("settings", "words"),
     [
         (LoraConfig(targets="c_atn"), r"matches no Linear; did you mean '(attn\.)?c_attn'"),
+        (LoraConfig(targets="proj"), "matches no Linear"),  # a whole part of the name, not its tail
         (LoraConfig(rank=25), "rank 25 exceeds h.0.attn.c_attn, which is 72 x 24"),
         (AdaLoraConfig(rank=25), "rank 25 exceeds"),
         (LastConfig(layers=13), "layers is 13, the model has 12"),

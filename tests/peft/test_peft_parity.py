@@ -59,12 +59,13 @@ def said(other: Any, ids: Tensor, name: str) -> Tensor:
     return logits[:, P:] if embedded else logits
 
 
-@pytest.fixture(params=[(), LABELS], ids=["language", "classifier"])
-def labels(request: pytest.FixtureRequest) -> Any:
-    return request.param
+both_tasks = pytest.mark.parametrize(
+    ("name", "labels"),
+    [(name, ()) for name in KNOWN] + [(n, LABELS) for n in ("lora", "ia3", "prefix", "p-tuning")],
+)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@both_tasks
 def test_peft_reads_our_folder_and_we_read_the_one_it_writes(
     toy: Any, tmp_path: Path, name: str, labels: tuple[str, ...]
 ) -> None:
@@ -117,7 +118,7 @@ def stirred(other: Any) -> Any:
     return other
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@both_tasks
 def test_we_read_an_adapter_that_peft_made(toy: Any, tmp_path: Path, name: str, labels: tuple[str, ...]) -> None:
     model, ids = toy.model(labels=labels), toy.ids(3, 13)
     other = stirred(peft.get_peft_model(theirs(model), peft_config(name, labels))).eval()

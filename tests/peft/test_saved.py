@@ -33,6 +33,8 @@ from gpt2kit.peft import (
     trainable_parameters,
 )
 
+from .conftest import KINDS
+
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -62,7 +64,7 @@ def retensor(path: Path, **changes: torch.Tensor | None) -> None:
 
 
 @pytest.mark.parametrize("labels", [(), ("bad", "good")], ids=["language", "classifier"])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", KINDS)
 def test_save_load_save_is_byte_equal(toy: Any, tmp_path: Path, name: str, labels: tuple[str, ...]) -> None:
     model, ids = toy.model(labels=labels), toy.ids(2, 12)
     laid = inject(model, toy.method(name, seed=9))
@@ -311,7 +313,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), name=st.sampled_from(sorted(PRESETS)))
 def test_any_value_in_any_field_is_read_or_refused(toy: Any, tmp_path: Path, data: Any, name: str) -> None:
     path = tmp_path / name
