@@ -81,6 +81,7 @@ class Admission:
                 self._give(line, streams)
         finally:
             usage.running -= 1
+            ticket.close()
             if not self.running and not self.waiting:
                 self._idle.set()
 
@@ -231,18 +232,26 @@ class Ticket:
 
     def __init__(self, usage: _Usage, entry: _Entry | None, clock: Callable[[], float]) -> None:
         self._usage, self._entries, self._clock = usage, [entry], clock
+        self._is_used = False
 
     def charge(self, tokens: int) -> None:
-        """Count more tokens, those of the prompt once they are known. ApiError 429."""
+        """Count more tokens, once the prompt's and the most that may come of it are known. ApiError 429."""
         self._entries.append(self._usage.take(self._clock(), tokens))
+        self._is_used = True
 
     def settle(self, tokens: int) -> None:
         """What was used of all that was counted."""
+        self._is_used = True
         window = self._usage.tokens
         for entry in self._entries:
             if window is not None and entry is not None:
                 window.settle(entry, tokens)
                 tokens = 0
+
+    def close(self) -> None:
+        """A request that came to nothing has used nothing."""
+        if not self._is_used:
+            self.settle(0)
 
 
 def _limited(message: str, what: str, retry_after: float | None) -> ApiError:

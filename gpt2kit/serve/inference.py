@@ -99,9 +99,9 @@ class Inference:
             def submit() -> None:
                 visit.running.submit(visit.served.engine, job.requests(visit.key.salt), asked.stream)
 
+            await self._engines.do(_cost(asked), submit)
+            visit.ticket.charge(job.most_tokens - 1)
             try:
-                await self._engines.do(_cost(asked), submit)
-                visit.ticket.charge(job.most_tokens - 1)
                 await (self._stream if asked.stream else self._answer)(job, visit.running, send)
             finally:
                 self._account(job, visit, scope, arrived)

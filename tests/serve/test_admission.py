@@ -357,6 +357,8 @@ def test_tokens_are_reserved_charged_and_settled() -> None:
         clock = Clock()
         a = admission(clock=clock)
         key = Key("shop", tokens_per_minute=100)
+        async with a.enter(key, "m", tokens=60):
+            assert (await refused(a, key, tokens=41)).code == "tokens_limit_exceeded"  # and it came to nothing
         async with a.enter(key, "m", tokens=60) as ticket:
             assert (await refused(a, key, tokens=41)).retry_after == pytest.approx(60)
             with pytest.raises(ApiError) as found:
@@ -365,8 +367,9 @@ def test_tokens_are_reserved_charged_and_settled() -> None:
             ticket.charge(40)
             await refused(a, key, tokens=1)
             ticket.settle(30)
-        async with a.enter(key, "m", tokens=70):
-            await refused(a, key, tokens=1)
+        async with a.enter(key, "m", tokens=70) as ticket:
+            ticket.charge(0)
+        await refused(a, key, tokens=1)
         clock.now += 60
         async with a.enter(key, "m", tokens=100):
             pass

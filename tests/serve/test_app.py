@@ -20,6 +20,7 @@ from gpt2kit.model.completion import Completion
 from gpt2kit.model.sampling import SamplingSettings
 from gpt2kit.serve import app as app_module
 from gpt2kit.serve.app import Application, read_page
+from gpt2kit.serve.keys import Keys, new_key
 from gpt2kit.text.chat import ChatTemplate
 
 LONG = "春眠不觉晓，处处闻啼鸟。Once upon a time there was a small model 🤗."
@@ -181,6 +182,25 @@ def test_an_unknown_model_is_a_404(live: Live) -> None:
         "/v1/rank": {"query": "a", "documents": ["b"]},
     }.items():
         assert refused(live, path, 404, **body, model="gpt-5")["code"] == "model_not_found"
+
+
+def test_a_keys_tokens_are_counted_with_the_prompts_and_as_they_were_used(model_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    secret = new_key(file, "shop", tokens_per_minute=100)
+    with serving({"tiny": model_folder}, Keys.load(file), api_key_file=str(file)) as live:
+        live.headers["authorization"] = f"Bearer {secret}"
+
+        def ask(prompt: int, max_tokens: int, n: int = 1) -> int:
+            body = {"model": "tiny", "prompt": [5] * prompt, "max_tokens": max_tokens, "n": n, "temperature": 0}
+            return live.ask("POST", "/v1/completions", {**body, "logit_bias": {"299": 100}})[0]  # EOS at once
+
+        assert ask(51, 50) == 429  # more than a minute's, whatever comes of it
+        assert ask(1, 50, n=2) == 429
+        assert ask(50, 50) == 200
+        used = live.get("/v1/status")["models"]["tiny"]["generation_tokens"]
+        assert used < 10  # it ended early: the rest was given back
+        assert ask(50 - used, 1) == 429
+        assert ask(49 - used, 1) == 200
 
 
 # ---------------------------------------------------------------- chat
