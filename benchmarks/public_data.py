@@ -1,8 +1,8 @@
 """Splits and corpora of the public data sets, for benchmarks/results.py: `python benchmarks/public_data.py OUT`.
 
-Reads the folder that GPT2KIT_DATA names (docs/results.md has each set's source) and writes OUT/<set>/{train,test}.jsonl,
-OUT/english.jsonl and OUT/chinese.jsonl, the texts to learn language from. A set without a test part of its own is split
-by a hash of what the model is given. No test row, and no passage of one, is in a corpus.
+Reads the folder that GPT2KIT_DATA names (docs/results.md has each set's source) and writes OUT/<set>/train.jsonl and
+test.jsonl, and OUT/english.jsonl and OUT/chinese.jsonl, the texts to learn language from. A set without a test part of
+its own is split by a hash of what the model is given. No test row, and no passage of one, is in a corpus.
 """
 
 from __future__ import annotations
