@@ -30,9 +30,11 @@ gpt2kit: GPT-2, whole, on the machine you have.
   gpt2kit evaluate runs/mine other.txt               perplexity, bits per byte and per character
   gpt2kit finetune DATA --from runs/mine --task T    tune it: classify, translate, summarise, correct, chat, answer …
   gpt2kit run TASK runs/tuned "text"                 ask the tuned model
+  gpt2kit search finetune|train … --space S          look for the settings with the lowest validation loss
+  gpt2kit merge ADAPTER --from runs/mine --out M     an adapter's weights (--method lora, or peft's own) into its base
   gpt2kit data check DATA --task T                   what labelled data holds, and what is wrong with it
   gpt2kit info runs/mine                             what a model is, where it comes from, its scores
-  gpt2kit tokenizer train|info                       learn a vocabulary; look at how it cuts text
+  gpt2kit tokenizer train|info|extend                learn a vocabulary; see how it cuts text; add tokens to a model's
   gpt2kit pack text/ --out packed --tokenizer M      tokenise once, train many times
   gpt2kit serve runs/mine                            an OpenAI-compatible server and its page, on this machine
   gpt2kit key NAME --file keys.json                  a key for the server, shown once
@@ -45,6 +47,11 @@ GROUPS = {
     "tokenizer": """\
 gpt2kit tokenizer train my.txt --out vocab --vocab-size 8000    learn a vocabulary
 gpt2kit tokenizer info vocab "How is this cut? 这句话呢？"        its size, its hash, and how it cuts a text
+gpt2kit tokenizer extend runs/mine zh.txt --out runs/zh         tokens of your text for a model that has few of them
+""",
+    "search": """\
+gpt2kit search finetune DATA --from runs/mine --task T --out runs/search --space "learning_rate=1e-5..1e-3:log"
+gpt2kit search train my.txt --steps 300 --out runs/search --space "learning_rate=1e-3..1e-2:log, n_layer=2|4"
 """,
     "data": """\
 gpt2kit data check reviews.tsv --task classify    what labelled data holds, and what is wrong with it
@@ -59,14 +66,18 @@ VERBS = {  # -> the module of verbs/ that has it, imported when it runs
     "doctor": "looking",
     "tokenizer train": "data",
     "tokenizer info": "data",
+    "tokenizer extend": "data",
     "pack": "data",
     "serve": "serving",
     "key": "serving",
     "finetune": "tuning",
     "run": "tuning",
+    "merge": "adapters",
     "data check": "tuning",
+    "search finetune": "searching",
+    "search train": "searching",
 }
-LISTS = ("--validation", "--special")  # flags that take several values
+LISTS = ("--validation", "--special", "--candidates", "--replay", "--remember", "--probe")  # take several values
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -108,9 +108,11 @@ class TrainingDisplay:
         early = " (stopped early: the validation loss no longer fell)" if event.stopped == "early" else ""
         made = (("loss curve", folder / "loss.png"), ("samples", folder / "samples.txt"), ("model", folder))
         files = "".join(f"{name:<11} {path}\n" for name, path in made if path.exists())
+        writing = (
+            f'{command("generate", folder)} "Once"', command("info", folder), command("evaluate", folder, "other.txt")
+        )  # fmt: skip
+        commands = "".join(f"\n  {words}" for words in event.next or writing)
         self.console.print(
-            f"\ntrained in {duration(event.seconds)}{loss}{early}\n{files}\nnext:\n"
-            f'  {command("generate", folder)} "Once"\n  {command("info", folder)}\n'
-            f"  {command('evaluate', folder, 'other.txt')}",
+            f"\ntrained in {duration(event.seconds)}{loss}{early}\n{files}\nnext:{commands}",
             markup=False, soft_wrap=True,
         )  # fmt: skip

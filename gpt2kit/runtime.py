@@ -121,12 +121,12 @@ def set_threads(n: int | None = None) -> int:
         n = min(cores(), int(wish)) if wish.isdigit() and int(wish) > 0 else cores()
     if n < 1:
         raise UserError(f"threads must be at least 1, got {n}")
-    if n != torch.get_num_threads():
-        torch.set_num_threads(n)
     import numba
 
     most: Any = numba.config
     numba.set_num_threads(min(n, most.NUMBA_NUM_THREADS))
+    if n != torch.get_num_threads():  # behind numba: where its OpenMP starts, it sets torch's threads to all cores
+        torch.set_num_threads(n)
     return n
 
 

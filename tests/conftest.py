@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,3 +37,18 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
             (repo / "snapshots" / revision / path.name).symlink_to(f"../../blobs/{index}")
 
     return download
+
+
+# Two processes that both need the engine on a fresh machine would both compile it, 20 seconds each. So one begins with
+# the engine and the other with what does not need it. Long files come early: none is left for the end.
+FIRST = (
+    "engine/test_exact.py", "training/test_plan.py", "engine/test_forward.py", "training/test_kill.py",
+    "engine/test_engine.py", "journeys/test_stopping.py", "journeys/test_tuning.py", "serve/test_page.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of files; pytest-xdist hands them out one by one."""
+    root, sizes = Path(__file__).parent, Counter(item.path for item in items)
+    rank = {root / name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: (rank.get(item.path, len(FIRST)), -sizes[item.path], str(item.path)))

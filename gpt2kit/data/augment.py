@@ -16,10 +16,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gpt2kit.data.families import LabelRow, PairRow, Row
-from gpt2kit.errors import UserError
+from gpt2kit.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from gpt2kit.data.confusions import Confusions
@@ -32,6 +33,10 @@ _PIECES = re.compile(rf"[{IDEOGRAPH}]|{_LETTERS}(?:['’]{_LETTERS})*|\s+|.", re
 
 Change = Callable[[str, random.Random], str]
 Method = Callable[[Row, int, int], Row]
+NAMES = ("delete", "swap", "insert", "replace", "noise")
+MEANING = ("insert", "replace")  # they put in words of like meaning
+TASKS = ("classify", "translate", "summarise", "correct", "edit", "instruct")
+NOISY = ("correct", "edit")  # what noise is for
 
 
 def pieces(text: str) -> list[str]:
@@ -144,6 +149,36 @@ def noise(row: Row, seed: int, index: int, confusions: Confusions) -> Row:
                         hint="read the data for the task correct")  # fmt: skip
     prompt = confusions.spoil(row.completion, generator("noise", seed, index))
     return row if prompt == row.prompt else replace(row, prompt=prompt, augmented="noise")
+
+
+def read_names(given: str, task: str) -> list[str]:
+    """`delete,swap` -> ["delete", "swap"], checked. UserError for a task whose rows must stay as they are, by name."""
+    names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    strange = next((name for name in names if name not in NAMES), None)
+    if strange is not None:
+        raise unknown("augmentation", strange, NAMES)
+    if not names:
+        raise UserError("--augment names no way to do it", hint=f"known: {', '.join(NAMES)}")
+    if task not in TASKS:
+        raise UserError(
+            f"{task} is never augmented: " + ("a language model would learn the damaged text" if task == "write" else
+            "answers and conversations would no longer fit their text"),
+            hint=f"labels and pairs can be: {', '.join(TASKS)}",
+        )  # fmt: skip
+    if "noise" in names and task not in NOISY:
+        raise UserError(f"noise makes mistakes to correct, which {task} has no use for", hint="for correct and edit")
+    return names
+
+
+def methods(names: Sequence[str], neighbours: Neighbours | None, confusions: Confusions | None) -> list[Method]:
+    """The functions of these names. `neighbours` for those in MEANING, `confusions` for noise."""
+    known: dict[str, Method] = {"delete": delete, "swap": swap}
+    if neighbours is not None:
+        known["insert"] = partial(insert, neighbours=neighbours)
+        known["replace"] = partial(exchange, neighbours=neighbours)
+    if confusions is not None:
+        known["noise"] = partial(noise, confusions=confusions)
+    return [known[name] for name in names]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ ROLES: Mapping[type[Row], tuple[str, ...]] = {
     ChatRow: ("messages", "prompt", "completion"),
     AnswerRow: ("question", "passage", "answers", "answer_start", "id", "title"),
     PreferenceRow: ("messages", "prompt", "chosen", "rejected"),
-    RankRow: ("query", "history", "candidates", "chosen", "positive", "negatives"),
+    RankRow: ("query", "history", "candidates", "chosen", "positive", "negatives", "rejected", "prompt"),
 }
 _DEEPEST = 4  # levels of nesting that are looked into; SQuAD has three
 _WRAPPERS = ("data", "rows", "examples", "items", "instances", "train")
@@ -66,7 +66,7 @@ def recognise(head: Sequence[tuple[Where, dict[str, Any]]], wanted: Wanted, numb
         ChatRow: conversations.chats,
         PreferenceRow: conversations.preferences,
         AnswerRow: answers.answers,
-        RankRow: answers.ranks,
+        RankRow: _ranks,
     }
     sentence, build = readers[family](found, wanted)
 
@@ -94,6 +94,21 @@ def natural_family(head: Head) -> type[Row]:
     if (head.has(fields.PROMPT_ALONE) and head.has(fields.COMPLETION)) or len(languages) == 2:
         return PairRow
     return LabelRow if head.has(fields.LABEL, fields.is_label) else TextRow
+
+
+def _ranks(head: Head, wanted: Wanted) -> tuple[str, Convert]:
+    """Candidates; preferences (a chosen and a rejected answer) are two of them behind their conversation."""
+    named = "rejected" in wanted.columns
+    if not named and not (head.has(fields.CHOSEN, bool) and head.has(fields.REJECTED, bool)):
+        return answers.ranks(head, wanted)
+    sentence, build = conversations.preferences(head, wanted)
+
+    def ranked(record: dict[str, Any], where: Where) -> Row:
+        row = build(record, where)
+        assert isinstance(row, PreferenceRow)
+        return RankRow(row.key, (), (row.chosen, row.rejected), 0, where=where, split=row.split)
+
+    return sentence, ranked
 
 
 # Nested files

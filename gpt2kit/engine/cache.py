@@ -1,9 +1,9 @@
 """Key-value blocks: a fixed pool, counted references, and a tree in which equal beginnings share blocks.
 
 A block holds the keys and values of BLOCK consecutive positions. A full block whose tokens are known is entered in
-the tree under (what came before, its tokens): another sequence that begins with the same tokens under the same salt
-takes the block instead of computing it. A block that nobody holds stays in the tree until its memory is needed; the
-one unused for longest goes first.
+the tree under (what came before, its tokens): another sequence that begins with the same tokens under the same root
+(salt and adapter) takes the block instead of computing it. A block that nobody holds stays in the tree until its
+memory is needed; the one unused for longest goes first.
 
 **No block is ever missing.** A sequence is let in only when the blocks that it can come to need at most are there:
 `promised`, what all leases may still take, never exceeds `available`, what is free or unused.
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 BLOCK = 16  # positions of one block; forward.py uses the same number
 
-Parent = int | str  # the number of the entry before, or the salt for a first block
+Root = str | tuple[str, int]  # the salt; with an adapter, that and the adapter's number
+Parent = int | Root  # the number of the entry before; for a first block, the root
 Key = tuple[Parent, tuple[int, ...]]
 
 
@@ -51,27 +52,27 @@ class BlockPool:
         """Blocks that somebody holds."""
         return self.blocks - self.available
 
-    def lease(self, salt: str, ids: Sequence[int], start: int, reusable: int, most: int, table: Table) -> Lease | None:
+    def lease(self, root: Root, ids: Sequence[int], start: int, reusable: int, most: int, table: Table) -> Lease | None:
         """Blocks for the tokens ids[start:], the first `reusable` of which may come from the tree; None: wait.
 
         `most` is how many blocks the sequence can ever hold. `table` [blocks of a sequence] is filled in.
         """
-        found = self._match(salt, ids, start, reusable // BLOCK)
-        return self._grant(salt, found, most, table)
+        found = self._match(root, ids, start, reusable // BLOCK)
+        return self._grant(root, found, most, table)
 
     def fork(self, lease: Lease, length: int, most: int, table: Table) -> Lease | None:
         """A second lease on the first `length` positions: full blocks are shared, the last one is copied."""
         full = length // BLOCK
         assert full <= lease.entered, "only entered blocks are shared"
-        copy = self._grant(lease.salt, lease.blocks[:full], most, table)
+        copy = self._grant(lease.root, lease.blocks[:full], most, table)
         if copy is not None and length % BLOCK:
             copy.extend(length)
             self.copy_block(lease.blocks[full], copy.blocks[full])
         return copy
 
-    def _match(self, salt: str, ids: Sequence[int], start: int, most: int) -> list[int]:
+    def _match(self, root: Root, ids: Sequence[int], start: int, most: int) -> list[int]:
         found: list[int] = []
-        parent: Parent = salt
+        parent: Parent = root
         for i in range(start, start + most * BLOCK, BLOCK):
             block = self.tree.get((parent, tuple(ids[i : i + BLOCK])))
             if block is None:
@@ -80,14 +81,14 @@ class BlockPool:
             parent = self.entry[block]
         return found
 
-    def _grant(self, salt: str, shared: list[int], most: int, table: Table) -> Lease | None:
+    def _grant(self, root: Root, shared: list[int], most: int, table: Table) -> Lease | None:
         revived = sum(not self.references[block] for block in shared)
         if self.promised + most - len(shared) > self.available - revived:
             return None
         for block in shared:
             self.hold(block)
         self.promised += most - len(shared)
-        return Lease(self, salt, shared, most, table)
+        return Lease(self, root, shared, most, table)
 
     def hold(self, block: int) -> None:
         if not self.references[block]:
@@ -167,10 +168,10 @@ Table = NDArray[np.int32]  # [blocks of a sequence]: which block holds positions
 class Lease:
     """One sequence's blocks, in the order of its positions: those shared first, then its own."""
 
-    __slots__ = ("blocks", "entered", "most", "pool", "salt", "shared", "table")
+    __slots__ = ("blocks", "entered", "most", "pool", "root", "shared", "table")
 
-    def __init__(self, pool: BlockPool, salt: str, shared: list[int], most: int, table: Table) -> None:
-        self.pool, self.salt, self.blocks, self.most, self.table = pool, salt, shared, most, table
+    def __init__(self, pool: BlockPool, root: Root, shared: list[int], most: int, table: Table) -> None:
+        self.pool, self.root, self.blocks, self.most, self.table = pool, root, shared, most, table
         self.shared = self.entered = len(shared)
         table[: len(shared)] = shared
         pool.leases.add(self)
@@ -192,7 +193,7 @@ class Lease:
         pool, blocks = self.pool, self.blocks
         while (self.entered + 1) * BLOCK <= length:
             i = self.entered
-            parent = pool.entry[blocks[i - 1]] if i else self.salt
+            parent = pool.entry[blocks[i - 1]] if i else self.root
             at = start + i * BLOCK
             mine = blocks[i]
             known = pool.enter((parent, tuple(ids[at : at + BLOCK])), mine)

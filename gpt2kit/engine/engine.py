@@ -19,15 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2kit import runtime
-from gpt2kit.engine.cache import BLOCK
 from gpt2kit.engine.handle import Events, Handle, wait_for
 from gpt2kit.engine.job import Counters, Pooling
+from gpt2kit.engine.plan import check_batch, check_threads, plan_blocks
 from gpt2kit.engine.scheduler import Forward, Scheduler
 from gpt2kit.errors import UserError, unknown
 from gpt2kit.model.completion import (
@@ -44,14 +44,16 @@ from gpt2kit.model.files import read_head, resolve
 from gpt2kit.model.sampling import Choice, SamplingSettings
 from gpt2kit.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from gpt2kit.engine.adapters import Adapter, Factors
+
 Prompt = str | Sequence[int]  # text, or token ids
+Adapters = str | None | Sequence[str | None]  # one name, or one a prompt
 Precision = Literal["int8", "fp32", "auto"]
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
-LARGEST_BATCH = 1024
 PROMPT_ROWS = 256  # a step's rows beyond one for each stream
 SPARE_LOGITS = 32  # logits of a step beyond one for each stream: drafts, scores, prompts that end
-CACHE_SHARE = 0.5  # of the memory that is free after loading, where nothing else is asked for
 SETTINGS = tuple(one.name for one in dataclasses.fields(SamplingSettings))
 
 
@@ -66,6 +68,7 @@ class Request:
     speculate: bool = True
     echo: bool = False  # score the prompt's tokens, with settings.logprobs alternatives each
     pooling: Pooling | None = None  # not a completion but the last hidden state: its mean, or the last token's
+    adapter: str | None = None  # one of Engine.adapters; None: the model as it is
 
 
 class _Worker:
@@ -149,6 +152,9 @@ class Engine:
         self.notes: list[str] = []
         self.memory = 0  # bytes of weights and cache
         self.score_head: NDArray[np.float32] | None = None  # a classifier's [labels, C]
+        self._adapters: dict[str, Adapter] = {}
+        self._heads: dict[str, NDArray[np.float32]] = {}  # of adapters that bring one
+        self._changing = threading.Lock()  # of the adapters
         self._worker = _Worker(Scheduler(forward, vocabulary(self.config, tokenizer), max_batch))
         self._finalizer = weakref.finalize(self, self._worker.stop)  # also before the interpreter ends
 
@@ -173,7 +179,7 @@ class Engine:
         with the folder or too much for this machine.
         """
         check_one_of("precision", precision, ("int8", "fp32", "auto"))
-        threads, max_batch = _check_threads(threads), _check_batch(max_batch)
+        threads, max_batch = check_threads(threads), check_batch(max_batch)
         from gpt2kit.engine.forward import Forward as Kernels
         from gpt2kit.engine.forward import block_bytes
         from gpt2kit.engine.quantise import load_packed
@@ -215,16 +221,22 @@ class Engine:
         window: Window = "slide",
         salt: str = "",
         speculate: bool = True,
+        adapter: Adapters = None,
         **changes: Any,
     ) -> list[Completion] | list[list[Completion]]:
         """A completion for each prompt (text or token ids), in their order; a list of them each where n > 1.
 
-        `settings` is one for all or one for each; `changes` are its fields by name. An empty prompt starts from EOS.
+        `settings` and `adapter` are one for all or one for each; `changes` are fields of the settings by name. An empty
+        prompt starts from EOS.
         Without a seed each prompt draws one, which its completions report. Raises UserError.
         """
         found = _prompts(prompts)
         each = _settings(settings, changes, len(found))
-        requests = [Request(p, s, window, salt, speculate) for p, s in zip(found, each, strict=True)]
+        names = _adapters(adapter, len(found))
+        requests = [
+            Request(prompt, one, window, salt, speculate, adapter=name)
+            for prompt, one, name in zip(found, each, names, strict=True)
+        ]
         results = [handle.completions() for handle in self._finish(requests)]
         return results if any(one.n > 1 for one in each) else [result[0] for result in results]
 
@@ -236,48 +248,62 @@ class Engine:
         window: Window = "slide",
         salt: str = "",
         speculate: bool = True,
+        adapter: str | None = None,
         **changes: Any,
     ) -> Events:
         """One completion, token by token. What is wrong raises UserError at the call. Closing it cancels."""
         (one,) = _settings(settings, changes, 1)
         if one.n > 1:
             raise UserError("a stream is of one completion: n must be 1", hint="use submit(...).events()")
-        return Events(self.submit(Request(prompt, one, window, salt, speculate)), self)
+        return Events(self.submit(Request(prompt, one, window, salt, speculate, adapter=adapter)), self)
 
     def score(
-        self, prompts: Prompt | Sequence[Prompt], logprobs: int = 0, *, salt: str = ""
+        self, prompts: Prompt | Sequence[Prompt], logprobs: int = 0, *, salt: str = "", adapter: str | None = None
     ) -> list[list[Choice | None]]:
         """For each token of each prompt its log-probability and the likeliest alternatives; None for the first.
 
         Past n_positions the view slides as in generation.
         """
         settings = SamplingSettings(max_tokens=0, temperature=0.0, logprobs=logprobs)
-        requests = [Request(prompt, settings, salt=salt, echo=True) for prompt in _prompts(prompts)]
+        requests = [Request(prompt, settings, salt=salt, echo=True, adapter=adapter) for prompt in _prompts(prompts)]
         return [handle.scores for handle in self._finish(requests)]
 
     def embed(
-        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "mean", *, salt: str = ""
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling: Pooling = "mean",
+        *,
+        salt: str = "",
+        adapter: str | None = None,
     ) -> NDArray[np.float32]:
         """[P, C]: of each prompt the hidden state after ln_f, its mean over all tokens or the last token's."""
         check_one_of("pooling", pooling, ("mean", "last"))
-        requests = [Request(prompt, salt=salt, pooling=pooling) for prompt in _prompts(prompts)]
+        requests = [Request(prompt, salt=salt, pooling=pooling, adapter=adapter) for prompt in _prompts(prompts)]
         vectors = [handle.vector() for handle in self._finish(requests)]
         return np.stack(vectors) if vectors else np.zeros((0, self.config.n_embd), np.float32)
 
-    def classify(self, prompts: Prompt | Sequence[Prompt], *, salt: str = "") -> NDArray[np.float32]:
+    def classify(
+        self, prompts: Prompt | Sequence[Prompt], *, salt: str = "", adapter: str | None = None
+    ) -> NDArray[np.float32]:
         """[P, labels]: a classifier's scores before softmax (or sigmoid), from the last token's hidden state.
 
-        Raises UserError where the model has no such head.
+        Raises UserError where neither the model nor the adapter has such a head.
         """
-        if self.score_head is None:
+        head = self.head_of(adapter)
+        if head is None:
             raise UserError("the model has no classification head", hint="gpt2kit finetune DATA --task classify")
-        states = self.embed(prompts, "last", salt=salt)
-        return np.array([self.scores_of(state) for state in states]).reshape(len(states), len(self.score_head))
+        states = self.embed(prompts, "last", salt=salt, adapter=adapter)
+        return np.array([self.scores_of(state, adapter) for state in states]).reshape(len(states), len(head))
 
-    def scores_of(self, state: NDArray[np.float32]) -> NDArray[np.float32]:
+    def head_of(self, adapter: str | None = None) -> NDArray[np.float32] | None:
+        """The classification head [labels, C]: the adapter's, else the model's, else None."""
+        return self.score_head if adapter is None else self._heads.get(adapter, self.score_head)
+
+    def scores_of(self, state: NDArray[np.float32], adapter: str | None = None) -> NDArray[np.float32]:
         """A classifier's scores [labels] of one last hidden state [C], which `submit` with pooling="last" gives."""
-        assert self.score_head is not None
-        scores: NDArray[np.float32] = (self.score_head.astype(np.float64) @ state).astype(np.float32)
+        head = self.head_of(adapter)
+        assert head is not None
+        scores: NDArray[np.float32] = (head.astype(np.float64) @ state).astype(np.float32)
         return scores
 
     def _finish(self, requests: Sequence[Request]) -> list[Handle]:
@@ -322,7 +348,8 @@ class Engine:
         ids = check_prompt("the prompt", self._ids(request.prompt), self.config, self.eos_id, window)
         handle = Handle(
             ids, settings, self.eos_id, self.tokenizer, self.config.n_positions, window, request.salt,
-            request.speculate, request.echo, request.pooling, notify=notify, events=events,
+            request.speculate, request.echo, request.pooling, self._adapter(request.adapter), notify=notify,
+            events=events,
         )  # fmt: skip
         self._worker.scheduler.check_fits(handle)
         return handle
@@ -333,6 +360,51 @@ class Engine:
         if self.tokenizer is None:
             raise UserError("the model folder has no tokenizer", hint="give the prompt as token ids")
         return self.tokenizer.encode(prompt)
+
+    # ------------------------------------------------------------ adapters
+
+    @property
+    def adapters(self) -> list[str]:
+        """Their names, in the order in which they came."""
+        return list(self._adapters)
+
+    def add_adapter(self, name: str, factors: Factors, score_head: NDArray[np.float32] | None = None) -> None:
+        """Let requests name this adapter: by Linear ("h.0.attn.c_attn") A [r, in] and B [out, r], B A added to W.
+
+        Any number may be there, and any of them in one step; the weights below are shared and not touched. `score_head`
+        [labels, C] makes it a classifier. Raises UserError for a name that is taken, a Linear that the model does not
+        have, a wrong shape, a value that is not finite, and where the memory does not suffice.
+        """
+        if not isinstance(name, str) or not name:
+            raise UserError(f"an adapter's name must be text, got {name!r}")
+        forward = self._living().scheduler.forward
+        with self._changing:
+            if name in self._adapters:
+                raise UserError(
+                    f"there is an adapter {name!r} already", hint="remove that one first, or take another name"
+                )
+            if score_head is not None:
+                self._heads[name] = _checked_head(name, score_head, self.config.n_embd)
+            try:
+                adapter = forward.pack_adapter(name, factors)
+            except BaseException:
+                self._heads.pop(name, None)
+                raise
+            self._adapters[name] = adapter
+            self.memory += adapter.bytes
+
+    def remove_adapter(self, name: str) -> None:
+        """Requests that are in the engine end with it; new ones do not find it. A later one of its name is another."""
+        with self._changing:
+            self.memory -= self._adapter(name).bytes
+            del self._adapters[name]
+            self._heads.pop(name, None)
+
+    def _adapter(self, name: str | None) -> Any:
+        found = None if name is None else self._adapters.get(name)
+        if found is None and name is not None:
+            raise unknown("adapter", str(name), self._adapters)
+        return found
 
     # ------------------------------------------------------------ state
 
@@ -385,49 +457,6 @@ class Stats:
         return self.blocks_used / self.blocks
 
 
-def plan_blocks(config: GPT2Config, size: int, max_batch: int, wanted: int | None, free: int) -> int:
-    """How many blocks of `size` bytes to have: for max_batch full contexts, within `wanted` bytes or half of `free`."""
-    each = -(-config.n_positions // BLOCK)
-    if wanted is not None and not (isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0):
-        raise UserError(f"cache_memory must be a positive number of bytes, got {wanted!r}")
-    room = int(free * CACHE_SHARE) if wanted is None else wanted
-    if wanted is not None and wanted > free:
-        raise UserError(
-            f"cache_memory {wanted >> 20:,} MB is more than the {free >> 20:,} MB that are free",
-            hint="lower cache_memory, or leave it out",
-        )
-    blocks = min(max_batch * each, room // size)
-    if blocks < each:
-        need = each * size
-        raise UserError(
-            f"one full context needs {need / 2**20:,.0f} MB of cache, {room / 2**20:,.0f} MB are there for it",
-            hint=f"set cache_memory to at least {need}"
-            if wanted is not None
-            else "free some memory, or load a smaller model",
-        )
-    return blocks
-
-
-def _check_threads(threads: int | None) -> int:
-    cores = runtime.cores()
-    if threads is None:
-        return cores
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise UserError(f"threads must be a whole number from 1, got {threads!r}")
-    if threads > cores:
-        raise UserError(
-            f"{threads} threads asked for, this process may use {cores} {'core' if cores == 1 else 'cores'}",
-            hint=f"use threads={cores}: more than one a core only wait for each other",
-        )
-    return threads
-
-
-def _check_batch(max_batch: int) -> int:
-    if not isinstance(max_batch, int) or isinstance(max_batch, bool) or not 1 <= max_batch <= LARGEST_BATCH:
-        raise UserError(f"max_batch must be a whole number from 1 to {LARGEST_BATCH}, got {max_batch!r}")
-    return max_batch
-
-
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several as a list: text is one prompt, and so is a flat list of ids."""
     if isinstance(prompts, str):
@@ -437,6 +466,21 @@ def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     found: list[Any] = list(prompts)
     if found and all(isinstance(one, (int, float, np.number)) for one in found):
         return [found]
+    return found
+
+
+def _adapters(given: Adapters, count: int) -> list[str | None]:
+    if given is None or isinstance(given, str):
+        return [given] * count
+    if not isinstance(given, list | tuple) or len(given) != count:
+        raise UserError(f"got {given!r} as adapters of {count} prompts", hint="give one name for all or one for each")
+    return list(given)
+
+
+def _checked_head(name: str, head: NDArray[np.float32], C: int) -> NDArray[np.float32]:
+    found = np.array(head, np.float32)
+    if found.ndim != 2 or found.shape[1] != C or not np.isfinite(found).all():
+        raise UserError(f"adapter {name!r}: its score head must be finite [labels, {C}], got {list(found.shape)}")
     return found
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2kit.engine.cache import BLOCK, Lease
+from gpt2kit.engine.cache import BLOCK, Lease, Root
 from gpt2kit.engine.speculate import Drafter
 from gpt2kit.model.completion import Completion, Event, Generation, Logits, Window, view_start
 from gpt2kit.model.sampling import Choice, SamplingSettings
 from gpt2kit.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gpt2kit.engine.adapters import Adapter
 
 Pooling = Literal["mean", "last"]
 
@@ -54,8 +57,10 @@ class Job:
         speculate: bool = True,
         echo: bool = False,
         pooling: Pooling | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
-        self.prompt, self.settings, self.salt, self.speculate = prompt, settings, salt, speculate
+        self.prompt, self.settings, self.speculate, self.adapter = prompt, settings, speculate, adapter
+        self.root: Root = salt if adapter is None else (salt, adapter.number)  # of its blocks in the prefix tree
         self.echo, self.pooling = echo, pooling
         own = (settings.for_completion(j) for j in range(settings.n))
         self.generations = [Generation(prompt, s, eos_id, tokenizer, n_positions, window) for s in own]

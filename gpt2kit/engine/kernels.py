@@ -43,9 +43,11 @@ from gpt2kit.engine.simd import (
 F = np.float32
 Array = Any  # a flat numpy array; Numba specialises by what it is given
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "nogil": True}
-called: Decorator = numba.njit(**OPTIONS)  # linears: large, and called rarely
+# Functions that compiled code alone calls need no way in from Python, which takes as long to compile as some of them.
+INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+called: Decorator = numba.njit(**INNER)  # linears: large, and called rarely
 # What runs for every head and row: a call costs as much as its work.
-inlined: Decorator = numba.njit(forceinline=True, **OPTIONS)
+inlined: Decorator = numba.njit(forceinline=True, **INNER)
 
 BLOCK = 16  # tokens of a key-value block: the lanes of a vector of scores
 TILE = 64  # outputs of a packed block of weights

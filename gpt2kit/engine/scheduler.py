@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ from gpt2kit.errors import UserError
 from gpt2kit.model.completion import Event, Logits
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.sampling import check_logits, describe
+
+if TYPE_CHECKING:
+    from gpt2kit.engine.adapters import Adapter, Factors
 
 Ints = NDArray[np.int32]
 
@@ -57,6 +60,10 @@ class Forward(Protocol):
     ) -> Logits: ...
 
     def copy_block(self, source: int, target: int) -> None: ...
+
+    def pack_adapter(self, name: str, factors: Factors) -> Adapter: ...
+
+    def use_adapter(self, slot: int, adapter: Adapter | None) -> None: ...
 
     def close(self) -> None: ...
 
@@ -148,7 +155,7 @@ class Scheduler:
 
     def _end(self, job: Job) -> None:
         job.ended = True
-        job.first_logits, job.leader, job.streams = None, None, []
+        job.first_logits, job.leader, job.adapter, job.streams = None, None, None, []
         with contextlib.suppress(Exception):  # a listener's fault is not the other requests'
             job.on_end()
 
@@ -157,6 +164,8 @@ class Scheduler:
         (self.decoding if stream in self.decoding else self.prefilling).remove(stream)
         stream.lease.release()
         stream.lease = None
+        if stream.job.adapter is not None:
+            self.forward.use_adapter(stream.slot, None)
         self.slots.append(stream.slot)
 
     def _finish(self, stream: Stream) -> None:
@@ -193,7 +202,7 @@ class Scheduler:
             lease, forked = self.pool.fork(leader.lease, stream.end - stream.start, most, table), True
         else:
             reusable = max(0, min(stream.wanted, stream.end - stream.start))
-            lease = self.pool.lease(job.salt, stream.row.ids, stream.start, reusable, most, table)
+            lease = self.pool.lease(job.root, stream.row.ids, stream.start, reusable, most, table)
         if lease is None:
             return False
         if self.resuming:
@@ -201,6 +210,8 @@ class Scheduler:
         else:
             del self.waiting[stream.number]
         self.slots.pop()
+        if job.adapter is not None:
+            self.forward.use_adapter(slot, job.adapter)
         stream.lease, stream.slot, stream.room = lease, slot, len(lease.blocks) * BLOCK
         if not stream.row.output:
             self.counters.prompt_tokens += len(job.prompt)

@@ -97,6 +97,7 @@ def _layer(layer: LayerWeights, s: LayerSmoothing, finish: Callable[[LinearWeigh
         c_fc=finish(_columns(layer.c_fc, s.c_fc)),
         post=np.reciprocal(s.mlp_proj),
         mlp_proj=finish(_columns(layer.mlp_proj, s.mlp_proj)),
+        smoothed=np.stack([s.c_attn, s.attn_proj, s.c_fc, s.qk]),
     )
 
 

@@ -123,6 +123,7 @@ def from_tensors(config: GPT2Config, tensors: Mapping[str, Floats]) -> EngineWei
                 post=np.ones(config.inner_size, np.float32),
                 mlp_proj=linear(f"{block}.mlp.c_proj"),
                 alpha=attention_scale(config, index),
+                smoothed=np.ones((4, config.n_embd), np.float32),
             )
         )
     wte = linear("wte", bias=False)

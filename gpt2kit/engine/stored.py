@@ -36,7 +36,7 @@ from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.headers import open_weights, weight_files
 
 NAME = "int8.weights"
-FORMAT, VERSION = "gpt2kit int8", "1"
+FORMAT, VERSION = "gpt2kit int8", "2"
 ALIGNMENT = 64  # of the first tensor, a cache line; the second follows a multiple of 1,024 bytes later
 STAGING = ".int8"
 

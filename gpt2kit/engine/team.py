@@ -29,7 +29,8 @@ Control = NDArray[np.int64]
 LINE = 8  # int64 words of a cache line
 STEPS, ARRIVED, SLEEPS = 0, LINE, 2 * LINE
 SPINS = 2000  # about 30 µs: longer than any stage of a small model takes
-JOB = 8  # numbers that a step is told
+JOB = 8  # numbers that a step is told: its own, then
+PHASE, END = 6, 7  # the barrier's phase, and whether the threads are to end
 PATIENCE = 20_000  # times to give way before sleeping: 10 to 20 ms on an idle machine
 
 
@@ -105,10 +106,10 @@ class Team:
         self._end = weakref.finalize(self, _end, self._job, self._control, self._awake)
 
     def run(self, *job: int) -> None:
-        """One step; up to four numbers are the functions' `job`, the fifth is the barrier's phase."""
+        """One step; up to six numbers are the function's `job`."""
         assert self._end.alive, "the team has ended"
         self._job[: len(job)] = job
-        self._job[4] = self._phase()
+        self._job[PHASE] = self._phase()
         if begin(self._control, self.threads):
             for awake in self._awake:
                 awake.set()
@@ -129,7 +130,7 @@ class Team:
 
 
 def _end(job: NDArray[np.int64], control: Control, awake: list[threading.Event]) -> None:
-    job[5] = 1
+    job[END] = 1
     control[STEPS] += 1
     for event in awake:
         event.set()
@@ -145,6 +146,6 @@ def _work(tid: int, call: tuple[Any, ...], awake: threading.Event) -> None:
             control[SLEEPS + tid * LINE] = 0
             continue
         seen += 1
-        if job[5]:
+        if job[END]:
             return
         function(isa, tid, threads, job, control, *arguments)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.np import numpy_support
 
+from gpt2kit.engine.adapters import LAYER_ENTRIES, LowRank
 from gpt2kit.engine.kernels import Array, Work, inlined
 from gpt2kit.engine.simd import pointer
 
@@ -86,9 +87,9 @@ class Cache(NamedTuple):
     scales: Array  # float32, flat [blocks, L, H, 2, 16]; int8 only
 
 
-# Rows of `addresses`: these four arrays, then those of Rows, of Buffers, of Cache, and of each thread's Work.
+# Rows of `addresses`: these four arrays, then those of Rows, of Buffers, of Cache, of LowRank, of each thread's Work.
 MATRICES, FLOATS, LAYERS, ALPHAS = 0, 1, 2, 3
-ROWS_AT, BUFFERS_AT, CACHE_AT, WORK_AT = 4, 9, 19, 21
+ROWS_AT, BUFFERS_AT, CACHE_AT, LOW_RANK_AT, WORK_AT = 4, 9, 19, 21, 23
 
 
 @inlined
@@ -109,6 +110,12 @@ def int8_view(addresses: Array, i: int) -> Any:
 @inlined
 def uint8_view(addresses: Array, i: int) -> Any:
     return carray(pointer(addresses[2 * i]), (addresses[2 * i + 1],), np.uint8)
+
+
+@inlined
+def low_rank_view(A: Array, S: Shape, stride: int, which: int) -> Any:
+    i = 2 * LOW_RANK_AT
+    return LowRank(A[i], S.L * LAYER_ENTRIES, A[i + 2], stride, which)
 
 
 @inlined

@@ -55,6 +55,7 @@ class LayerWeights:
     post: Floats  # [I]: what the activation's output is multiplied by
     mlp_proj: LinearWeights  # [C, I]
     alpha: float  # what attention scores are multiplied by, a float32
+    smoothed: Floats  # [4, C]: what the inputs of c_attn, attn_proj, c_fc are divided and queries multiplied by
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class LayerLayout:
     c_fc: LinearLayout
     post: int
     mlp_proj: LinearLayout
+    smoothed: int
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ def layout(config: GPT2Config, precision: Precision) -> Layout:
                 c_fc=at.linear(I, C),
                 post=at.part(I),
                 mlp_proj=at.linear(C, I),
+                smoothed=at.part(4 * C),
             )
         )
     return Layout(
@@ -282,6 +285,7 @@ def pack(weights: EngineWeights) -> PackedWeights:
     for place, layer in zip(at.layers, weights.layers, strict=True):
         for name in ("ln_1_g", "ln_1_b", "ln_2_g", "ln_2_b", "post"):
             buffers.put(getattr(place, name), getattr(layer, name))
+        buffers.put(place.smoothed, layer.smoothed.reshape(-1))
         for name in ("c_attn", "attn_proj", "c_fc", "mlp_proj"):
             buffers.put_linear(getattr(place, name), getattr(layer, name))
     return PackedWeights(config, weights.precision, at, buffers.weights, buffers.floats)
@@ -307,6 +311,7 @@ def unpack(packed: PackedWeights) -> EngineWeights:
                 post=buffers.get(place.post, I),
                 mlp_proj=buffers.get_linear(place.mlp_proj),
                 alpha=attention_scale(config, index),
+                smoothed=buffers.get(place.smoothed, 4 * C).reshape(4, C),
             )
         )
     wte = buffers.get_linear(at.wte)

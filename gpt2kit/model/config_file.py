@@ -277,8 +277,6 @@ def config_values(config: GPT2Config, tokenizer: Tokenizer | None = None) -> dic
             "label2id": {label: i for i, label in enumerate(labels)},
             "problem_type": PROBLEMS[multi_label],
         }
-        if values["pad_token_id"] is None:  # transformers finds the last token of a padded row by it
-            values["pad_token_id"] = values["eos_token_id"]
     assert all(math.isfinite(values[name]) for name in RATES)
     return dict(sorted(values.items()))
 

@@ -79,6 +79,11 @@ def weight_files(folder: Path) -> list[str]:
             f"{folder} has its weights only in {unsafe[0]}, a format that can run code: it is not read",
             hint=f"where you trust that file, run: python -c {shlex.quote(_conversion(folder))}",
         )
+    if (folder / "adapter").is_dir():
+        raise UserError(
+            f"{folder} holds an adapter over another model, and no weights",
+            hint="gpt2kit run and gpt2kit evaluate lay it over its base",
+        )
     raise UserError(f"{folder} has no weights: {WEIGHTS} is missing", hint="copy the whole folder again")
 
 

@@ -9,6 +9,7 @@ load("runs/a/adapter", model, name="a"); activate(model, "a"); merge(model)
 from __future__ import annotations
 
 from gpt2kit.peft.adalora import AdaLoraConfig
+from gpt2kit.peft.artefact import AdapterOnly
 from gpt2kit.peft.bitfit import BitFitConfig
 from gpt2kit.peft.bottleneck import BottleneckConfig
 from gpt2kit.peft.ia3 import Ia3Config
@@ -28,7 +29,7 @@ from gpt2kit.peft.last import LastConfig
 from gpt2kit.peft.lora import LoraConfig
 from gpt2kit.peft.method import MethodConfig
 from gpt2kit.peft.prefix import PrefixConfig
-from gpt2kit.peft.presets import PRESETS, method
+from gpt2kit.peft.presets import PRESETS, from_settings, method
 from gpt2kit.peft.prompt import PromptConfig, PTuningConfig
 from gpt2kit.peft.saved import Description, base_hash, describe, load, save
 
@@ -36,6 +37,7 @@ __all__ = [
     "PRESETS",
     "AdaLoraConfig",
     "Adapted",
+    "AdapterOnly",
     "BitFitConfig",
     "BottleneckConfig",
     "Description",
@@ -52,6 +54,7 @@ __all__ = [
     "base_hash",
     "dequantise_base",
     "describe",
+    "from_settings",
     "inject",
     "load",
     "merge",

@@ -105,6 +105,11 @@ class MethodConfig:
                     raise unknown("module", str(module), ALSO)
         within(self, "seed", 0, 2**53)
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions of the model that the adapter takes from every row."""
+        return 0
+
     def check(self, config: GPT2Config) -> None:
         """Raise UserError where the settings do not fit a model of this shape."""
 
@@ -300,6 +305,11 @@ def fill(name: str, own: Tensor, stored: Tensor) -> None:
             hint="the adapter belongs to a model of another shape",
         )
     own.copy_(stored)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise UserError(f"{name} holds NaN or infinity", hint="go back to a checkpoint from before the loss exploded")
 
 
 def new_parameter(*shape: int, like: Tensor) -> nn.Parameter:

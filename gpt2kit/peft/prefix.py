@@ -39,6 +39,10 @@ class PrefixConfig(MethodConfig):
         if self.width and not self.projection:
             raise UserError("width is that of the projection", hint="set projection, too")
 
+    @property
+    def virtual_tokens(self) -> int:
+        return self.tokens
+
     def check(self, config: GPT2Config) -> None:
         check_places(self.tokens, config)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpt2kit.errors import unknown
@@ -102,6 +102,14 @@ PRESETS: dict[str, Callable[[], MethodConfig]] = {
     "bitfit": bitfit,
     "last": last,
 }
+
+
+def from_settings(values: Mapping[str, Any]) -> MethodConfig:
+    """What `MethodConfig.to_dict` gave. UserError for what this version did not write."""
+    kinds = {kind.name: kind for kind in (type(make()) for make in PRESETS.values())}
+    if values.get("name") not in kinds:
+        raise unknown("method", str(values.get("name")), kinds)
+    return kinds[values["name"]].from_dict(values)
 
 
 def method(name: str, **changes: Any) -> MethodConfig:

@@ -41,6 +41,10 @@ class PromptConfig(MethodConfig):
         if any(type(token) is not int or token < 0 for token in self.start):
             raise UserError(f"start must be token ids, got {self.start!r}")
 
+    @property
+    def virtual_tokens(self) -> int:
+        return self.tokens
+
     def check(self, config: GPT2Config) -> None:
         check_places(self.tokens, config)
         if max(self.start, default=0) >= config.vocab_size:
@@ -84,6 +88,10 @@ class PTuningConfig(MethodConfig):
         within(self, "width", 0, 2**20)
         within(self, "layers", 1, 64)
         one_of(self, "encoder", ENCODERS)
+
+    @property
+    def virtual_tokens(self) -> int:
+        return self.tokens
 
     def check(self, config: GPT2Config) -> None:
         check_places(self.tokens, config)

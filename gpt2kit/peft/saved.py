@@ -33,7 +33,7 @@ from gpt2kit.peft.inject import Adapted, activate, base_of, inject, names, remov
 from gpt2kit.peft.int8base import QuantisedLinear, weight_digest
 from gpt2kit.peft.last import LastConfig
 from gpt2kit.peft.lora import LoraConfig
-from gpt2kit.peft.method import ALSO, MethodConfig, fill, shortest
+from gpt2kit.peft.method import ALSO, MethodConfig, check_finite, fill, shortest
 from gpt2kit.peft.prefix import PrefixConfig
 from gpt2kit.peft.prompt import PromptConfig, PTuningConfig
 from gpt2kit.runtime import package_version
@@ -135,10 +135,7 @@ def write_adapter_files(staging: Path, adapted: Adapted, base: str | Path | None
     for name, parameter in parts.replaced.items():
         tensors[file_name(name, method)] = parameter.detach().t() if is_transposed(name) else parameter.detach()
     for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise UserError(
-                f"{name} holds NaN or infinity", hint="go back to a checkpoint from before the loss exploded"
-            )
+        check_finite(name, tensor)
     safetensors.torch.save_file(_plain(tensors), staging / TENSORS, {"format": "pt"})
     also = sorted({name.split(".")[0] for name in set(parts.replaced) - set(method.replaces(config))})
     values = {

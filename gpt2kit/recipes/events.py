@@ -48,6 +48,7 @@ class Finished:
     seconds: float  # of training
     stopped: str  # "finished", "early" or "asked"
     resume: str | None  # the command that goes on, where the run was stopped
+    next: tuple[str, ...] = ()  # commands to try on what was made; none: those of a model that writes
 
 
 Event = loop.Event | Note | Reading | Planned | Sampled | Finished

@@ -1,19 +1,26 @@
-"""A tuned model on labelled files: examples -> the task's answers by the engine -> scores with intervals."""
+"""A model on labelled files: examples -> the task's answers by the engine -> scores with intervals."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt2kit import commit
 from gpt2kit.data.examples import read_examples
-from gpt2kit.data.families import Row
-from gpt2kit.engine import Engine
-from gpt2kit.model.files import lineage
+from gpt2kit.data.families import AnswerRow, RankRow, Row
+from gpt2kit.errors import UserError
+from gpt2kit.model.files import lineage, resolve
+from gpt2kit.recipes.ask_options import AskOptions
+from gpt2kit.recipes.asking import choose, with_best_prompt
 from gpt2kit.scores.result import Scores
 from gpt2kit.tasks import task_of
-from gpt2kit.tasks.task import Answer
+from gpt2kit.tasks.prompted import Tried
+from gpt2kit.tasks.reference import answered_by, open_for_tasks
+from gpt2kit.tasks.spans import Spans, best_threshold
+from gpt2kit.tasks.task import Answer, Graded
 from gpt2kit.training.track import read_metrics
 
 BATCH = 512  # examples that are answered before progress is told
@@ -27,6 +34,7 @@ class Scored:
     scores: Scores
     examples: Sequence[Row]
     answers: Sequence[Answer]
+    prompts: Sequence[Tried] = ()  # of a search for a prompt, the best first
 
 
 def score_files(
@@ -34,24 +42,55 @@ def score_files(
     paths: Sequence[str],
     columns: Mapping[str, str] | None = None,
     classes: str | None = None,
+    name: str | None = None,
+    ask: AskOptions | None = None,
     precision: Literal["auto", "int8", "fp32"] = "auto",
     threads: int | None = None,
     note: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     on_load: Callable[[str, int, int], None] | None = None,
 ) -> Scored:
-    """Score a tuned model folder on files of its task. Raises UserError where it was not tuned, or they do not fit."""
-    task = task_of(lineage(folder))
-    found = read_examples(list(paths), task.name, columns, classes=classes)
+    """Score a model folder on labelled files of the task that it was tuned for, or of the task `name` by a prompt.
+
+    Raises UserError where the model cannot be asked that, or the files do not fit.
+    """
+    ask, kept = ask or AskOptions(), lineage(folder).get("task")
+    name = name or (kept["name"] if isinstance(kept, Mapping) else None)
+    if name is None:
+        choose(kept, name, ask)
+    found = read_examples(list(paths), name, columns, classes=classes)
     for line in found.report.lines():
         note(line)
-    with Engine.load(folder, precision, threads, on_progress=on_load) as engine:
-        note(f"answered by the engine in {engine.precision}")
+    task = choose(kept, name, ask, found)
+    if not isinstance(task, Graded):
+        raise UserError(f"{name} has no right answers to compare with")
+    with open_for_tasks(folder, precision, threads, on_load) as engine:
+        note(f"answered by {answered_by(engine)}")
+        best, tried = with_best_prompt(engine, task, ask, note)
+        assert isinstance(best, Graded)
         answers: list[Answer] = []
         for a in range(0, len(found.rows), BATCH):
-            answers += task.answer(engine, found.rows[a : a + BATCH])
+            answers += best.answer(engine, found.rows[a : a + BATCH])
             progress(len(answers), len(found.rows))
-    return Scored(task.name, task.score(found.rows, answers), found.rows, answers)
+    return Scored(best.name, best.score(found.rows, answers), found.rows, answers, tried)
+
+
+def tune_threshold(folder: str | Path, found: Scored) -> tuple[float, Scored]:
+    """The margin above which an extractive model answers, best on these examples: kept in its folder. UserError for
+    others.
+
+    The scores are of the same examples with it, and so a little better than on others.
+    """
+    path, _ = resolve(folder)
+    task = task_of(lineage(path))
+    if not isinstance(task, Spans):
+        raise UserError("a threshold is of a model that points at answers", hint="gpt2kit finetune … --mode extractive")
+    task = dataclasses.replace(task, threshold=best_threshold(found.examples, found.answers))
+    manifest = commit.manifest(path)
+    assert manifest is not None
+    commit.replace_json(path / commit.MANIFEST, manifest | {"task": task.values()})
+    answers = [task.decide(answer) for answer in found.answers]
+    return task.threshold, dataclasses.replace(found, scores=task.score(found.examples, answers), answers=answers)
 
 
 def write(out: str | Path, folder: str | Path, found: Scored) -> Path:
@@ -60,7 +99,7 @@ def write(out: str | Path, folder: str | Path, found: Scored) -> Path:
     from gpt2kit.scores.report import Report, by_length, losses_of, worst, write_report
 
     inputs = [example.key for example in found.examples]
-    gold = [example.target for example in found.examples]
+    gold = [_wanted(example) for example in found.examples]
     predicted = [answer.text for answer in found.answers]
     first = found.scores.items[0]
     values = None if first.examples is None else first.examples.values
@@ -76,3 +115,12 @@ def write(out: str | Path, folder: str | Path, found: Scored) -> Path:
         diff=found.task != "classify", lineage=lineage(folder), losses=losses_of(read_metrics(Path(folder))), **more,
     )  # fmt: skip
     return write_report(out, report)
+
+
+def _wanted(example: Row) -> str:
+    """The right answer, for people."""
+    if isinstance(example, RankRow):
+        return example.candidates[example.chosen]
+    if isinstance(example, AnswerRow):
+        return " / ".join(dict.fromkeys(text for text, _ in example.answers))
+    return example.target

@@ -11,13 +11,12 @@ from gpt2kit import runtime
 from gpt2kit.data.loader import Batches
 from gpt2kit.data.packed import open_packed, read_report
 from gpt2kit.errors import UserError
-from gpt2kit.model import folder as model_folder
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.recipes import watch
 from gpt2kit.recipes.events import Event, Finished, Sampled
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import checkpoint, loop, optim
-from gpt2kit.training.checkpoint import State
+from gpt2kit.training.checkpoint import Artefact, State, WholeModel
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.objectives import Objective, Rows
 from gpt2kit.training.track import Track
@@ -33,6 +32,11 @@ class Feed:
     objective: Objective | None = None  # None: the one that the settings name, on windows of text
     lineage: Mapping[str, Any] = field(default_factory=dict)  # more to remember in the model folder
     extra: Mapping[str, str] = field(default_factory=dict)  # more files for the model folder, name -> content
+    artefact: Artefact | None = None  # what checkpoints keep and the folder holds in the end; None: the whole model
+    penalty: loop.Penalty | None = None
+    after_step: Callable[[int, int], None] | None = None
+    verb: str = "train"  # the one that goes on with the run
+    next: tuple[str, ...] = ()  # commands to try on what was made; none: those of a model that writes
 
 
 def packed_feed(out: Path, record: dict[str, Any], tokenizer: Tokenizer | None) -> Feed:
@@ -55,13 +59,15 @@ def sit(
     device = runtime.device()
     network.to(device)
     optimizers = optim.build(network, config)
-    state = State(total=config.steps) if path is None else checkpoint.restore(path, network, optimizers)
+    artefact = WholeModel(network, tokenizer) if feed.artefact is None else feed.artefact
+    state = State(total=config.steps) if path is None else checkpoint.restore(path, artefact, optimizers)
     lineage = {k: record[k] for k in ("name", "settings", "precision", "threads")}
     lineage["parents"] = [{"folder": parent["name"], "hash": parent["hash"]} for parent in record["parents"]]
     lineage["data"] = {k: v for k, v in record["data"].items() if k != "folder"}  # no path of this machine
     run = loop.Run(
         out, network, tokenizer, config, feed.batches, feed.validation, runtime.Precision(**record["precision"]),
         {**lineage, **feed.lineage, "seed": config.seed}, device, record["minutes"], stop, feed.objective,
+        feed.penalty, feed.after_step, artefact,
     )  # fmt: skip
     track = Track(out, state.step, config.tensorboard)
     reason = "asked"
@@ -77,18 +83,18 @@ def sit(
                 reason = event.reason
     finally:
         track.close()
-    yield finish(run, state, reason, feed.extra)
+    yield finish(run, artefact, state, reason, feed)
 
 
-def finish(run: loop.Run, state: State, reason: str, extra: Mapping[str, str]) -> Finished:
-    """Put the best checkpoint's weights into the run folder; a run that was asked to stop only says how to go on."""
+def finish(run: loop.Run, artefact: Artefact, state: State, reason: str, feed: Feed) -> Finished:
+    """Make the run folder of the best checkpoint; a run that was asked to stop only says how to go on."""
     if reason == "asked":
-        return Finished(run.folder, state.step, None, state.seconds, reason, command("train", "--resume", run.folder))
+        go_on = command(feed.verb, "--resume", run.folder)
+        return Finished(run.folder, state.step, None, state.seconds, reason, go_on)
     step = checkpoint.best(run.folder, state)
     assert step is not None
-    model, tokenizer = model_folder.load(checkpoint.folder_of(run.folder, step))
     loss = state.losses.get(str(step))
     scores = {} if loss is None else {"validation_loss": loss}
     lineage = {**run.lineage, "step": step, "scores": scores}
-    model_folder.save(run.folder, model, tokenizer, lineage, extra, keep_others=True)
-    return Finished(run.folder, step, loss, state.seconds, reason, None)
+    artefact.publish(run.folder, checkpoint.folder_of(run.folder, step), lineage, feed.extra)
+    return Finished(run.folder, step, loss, state.seconds, reason, None, feed.next)

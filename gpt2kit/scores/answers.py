@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from gpt2kit.errors import UserError, missing_extra, unknown
-from gpt2kit.scores.intervals import Resampling
+from gpt2kit.scores.intervals import Floats, Resampling
 from gpt2kit.scores.result import Scores, TestSet, check_pairs, mean_of
 from gpt2kit.scores.segment import language_of
 
@@ -111,18 +111,15 @@ def answers(
     check_pairs(gold, predicted, inputs)
     if any(isinstance(row, str) for row in gold):
         raise UserError("each question needs a list of reference answers, got one string", hint="give [[answer], ...]")
-    if protocol is None:
-        protocol = "cmrc" if language_of(answer for row in gold for answer in row) == "zh" else "squad"
-    if protocol not in _RULES:
-        raise unknown("protocol", protocol, _RULES)
+    protocol = _protocol(gold, protocol)
     resampling = resampling or Resampling()
-    normalise, f1 = _RULES[protocol]
+    normalise, _ = _RULES[protocol]
     rows = [list(row) or [""] for row in gold]
     exact = np.array([
         float(any(normalise(answer) == normalise(found) for answer in row))
         for row, found in zip(rows, predicted, strict=True)
     ])  # fmt: skip
-    overlap = np.array([max(f1(answer, found) for answer in row) for row, found in zip(rows, predicted, strict=True)])
+    overlap = best_f1(gold, predicted, protocol)
     test = TestSet.of(rows, inputs)
     values = {"exact_match": exact, "token_f1": overlap}
     said = DEFINITIONS[protocol]
@@ -136,3 +133,18 @@ def answers(
                 for name, value in values.items()
             ]
     return Scores(tuple(scores))
+
+
+def best_f1(gold: Sequence[Sequence[str]], predicted: Sequence[str], protocol: str | None = None) -> Floats:
+    """[N] the token F1 of each predicted answer with the best of its references; as in `answers`."""
+    _, f1 = _RULES[_protocol(gold, protocol)]
+    pairs = zip(gold, predicted, strict=True)
+    return np.array([max(f1(answer, found) for answer in (list(row) or [""])) for row, found in pairs])
+
+
+def _protocol(gold: Sequence[Sequence[str]], given: str | None) -> str:
+    if given is None:
+        return "cmrc" if language_of(answer for row in gold for answer in row) == "zh" else "squad"
+    if given not in _RULES:
+        raise unknown("protocol", given, _RULES)
+    return given

@@ -150,6 +150,19 @@ class ClassifyAnswer(TypedDict):
     usage: EmbeddingUsage
 
 
+class RankedDocument(TypedDict):
+    index: int  # its place in the request
+    relevance_score: float  # larger is better; only differences within one answer mean something
+    document: dict[Literal["text"], str]
+
+
+class RankAnswer(TypedDict):
+    object: Literal["list"]
+    results: list[RankedDocument]  # the best first
+    model: str
+    usage: EmbeddingUsage
+
+
 class Piece(TypedDict):
     id: int
     text: str  # a part of a character as its bytes: \xe6\x98
@@ -426,6 +439,19 @@ def classify_answer(model: str, found: Sequence[Mapping[str, Any]], prompt_token
     ]
     used = EmbeddingUsage(prompt_tokens=prompt_tokens, total_tokens=prompt_tokens)
     return ClassifyAnswer(object="list", data=data, model=model, usage=used)
+
+
+def rank_answer(
+    model: str, documents: Sequence[str], scores: Sequence[float], most: int | None, prompt_tokens: int
+) -> RankAnswer:
+    """The `most` best documents; of equal ones the first."""
+    order = sorted(range(len(documents)), key=lambda index: (-scores[index], index))[:most]
+    results = [
+        RankedDocument(index=index, relevance_score=scores[index], document={"text": documents[index]})
+        for index in order
+    ]
+    used = EmbeddingUsage(prompt_tokens=prompt_tokens, total_tokens=prompt_tokens)
+    return RankAnswer(object="list", results=results, model=model, usage=used)
 
 
 def tokenize_answer(tokenizer: Tokenizer, ids: Sequence[int], n_positions: int) -> TokenizeAnswer:

@@ -28,7 +28,7 @@ from gpt2kit.serve.errors import ApiError
 from gpt2kit.serve.guard import Guard
 from gpt2kit.serve.inference import Inference
 from gpt2kit.serve.metrics import Metrics, Speed
-from gpt2kit.serve.protocol import Body, RankRequest, parse
+from gpt2kit.serve.protocol import Body, parse
 from gpt2kit.serve.remembered import Remembered
 from gpt2kit.serve.running import Engines, Facts
 from gpt2kit.serve.stream import to_json
@@ -65,7 +65,7 @@ class Application:
     """An ASGI app. `api` is FastAPI's, behind the guard."""
 
     def __init__(self, models: Models, settings: ServeSettings, keys: Keys | None = None) -> None:
-        self.engines = Engines(models)
+        self.engines = Engines(models, settings.laid)
         self.admission = Admission(settings)
         self.api: FastAPI = _Api(_Routes(settings, self.engines, self.admission, dict(models.folders)))
         self._guard = Guard(self.api, settings, keys)
@@ -151,7 +151,7 @@ class _Routes:
             "/tokenize": inference.tokenize,
             "/detokenize": inference.detokenize,
             "/v1/classify": inference.classify,
-            "/v1/rank": self.no_head,
+            "/v1/rank": inference.rank,
         }
         for path, work in posts.items():
             endpoint = self._post(documents.BODIES[path], work)
@@ -178,10 +178,6 @@ class _Routes:
 
         return endpoint
 
-    async def no_head(self, asked: RankRequest, scope: Scope, receive: Receive, send: Send) -> None:
-        self.engines.check(asked.model)
-        raise ApiError(400, f"model {asked.model} has no head for this", param="model", code="no_such_head")
-
     # -------------------------------------------------------------------------------------------- about models
 
     async def models(self) -> Response:
@@ -198,7 +194,8 @@ class _Routes:
 
     def _card(self, facts: Facts) -> dict[str, Any]:
         known = facts.described
-        served = self.engines.loaded.get(facts.name)
+        base = self.engines.base_of(facts.name)
+        served = self.engines.loaded.get(base)
         about = {
             "config": known["config"],
             "parameters": known["parameters"],
@@ -211,7 +208,14 @@ class _Routes:
             "loaded": served is not None,
             "precision": None if served is None else served.engine.precision,
         }
-        return {"id": facts.name, "object": "model", "created": facts.created, "owned_by": "gpt2kit", "gpt2kit": about}
+        return {
+            "id": facts.name,
+            "object": "model",
+            "created": facts.created,
+            "owned_by": "gpt2kit",
+            "parent": None if base == facts.name else base,  # of an adapter
+            "gpt2kit": about,
+        }
 
     async def loss_picture(self, id: str) -> Response:
         self.engines.check(id)
@@ -221,6 +225,8 @@ class _Routes:
         return Response(await self.engines.do(LARGEST_PICTURE, path.read_bytes), media_type="image/png")
 
     def _loss_picture(self, name: str) -> Path | None:
+        if name not in self.folders:  # an adapter
+            return None
         path = Path(self.folders[name]) / "loss.png"
         is_there = path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST_PICTURE
         return path if is_there else None
@@ -243,6 +249,7 @@ class _Routes:
                 "generation_tokens": one.totals.generation_tokens,
                 "draft_tokens": one.totals.draft_tokens,
                 "accepted_tokens": one.totals.accepted_tokens,
+                "adapters": self.engines.loaded[name].engine.adapters,
             }
             for name, one in loaded.items()
         }

@@ -57,6 +57,7 @@ ANSWERS: Mapping[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": answers.ChatAnswer, "content": STREAM},
     "/v1/embeddings": {"model": answers.EmbeddingAnswer},
     "/v1/classify": {"model": answers.ClassifyAnswer},
+    "/v1/rank": {"model": answers.RankAnswer},
     "/tokenize": {"model": answers.TokenizeAnswer},
     "/detokenize": {"model": answers.DetokenizeAnswer},
     "/v1/models/{id}/loss.png": {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},

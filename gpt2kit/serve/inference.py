@@ -1,7 +1,7 @@
 """A parsed request to its answer: admission, tokenising, the engine, and bytes, whole or as a stream.
 
-Each way in (`generate`, `embed`, `classify`, `tokenize`, `detokenize`) is one coroutine that writes ASGI messages
-itself, so that all that a request holds is let go in one place, however it ends.
+Each way in (`generate`, `embed`, `classify`, `rank`, `tokenize`, `detokenize`) is one coroutine that writes ASGI
+messages itself, so that all that a request holds is let go in one place, however it ends.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from gpt2kit.serve.protocol import (
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    RankRequest,
     TokenizeRequest,
 )
 from gpt2kit.serve.running import Presence
 from gpt2kit.serve.stream import DONE, EventStream, Lines, encode, lines, send_json, to_json
 from gpt2kit.tasks import task_of
 from gpt2kit.tasks.classify import Classify
+from gpt2kit.tasks.rank import Rank
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from gpt2kit.serve.remembered import Remembered
     from gpt2kit.serve.running import Engines, Running, Served
     from gpt2kit.serve.settings import ServeSettings
+    from gpt2kit.tasks.task import Task
 
 Generate = CompletionRequest | ChatRequest
 
@@ -79,10 +82,10 @@ class Inference:
     async def _enter(self, model: str, streams: int, scope: Scope, receive: Receive) -> AsyncIterator[Visit]:
         """Wait for a place and for the model; a client that goes away ends what is inside, quietly."""
         key: Key = scope["state"].get("key", ANONYMOUS)
-        self._engines.check(model)
+        base = self._engines.base_of(model)  # whose places its adapters take
         async with (
             Presence(receive),
-            self._admission.enter(key, model, streams, 1) as ticket,
+            self._admission.enter(key, base, streams, 1) as ticket,
             self._engines.use(model) as served,
         ):
             with self._engines.running() as running:
@@ -189,14 +192,28 @@ class Inference:
 
         def write(served: Served, handles: Sequence[Handle], tokens: int) -> bytes:
             task = _classifier(served)
-            found = [task.read(served.engine.scores_of(handle.vector())).details for handle in handles]
+            scores = [served.engine.scores_of(handle.vector(), served.adapter) for handle in handles]
+            found = [task.read(one).details for one in scores]
             return encode(answers.classify_answer(asked.model, found, tokens), "data")
+
+        await self._pool(asked, "last", ids, write, scope, receive, send)
+
+    async def rank(self, asked: RankRequest, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/rank, by a model that was tuned for it."""
+
+        def ids(served: Served) -> list[list[int]]:
+            room = served.engine.config.n_positions
+            return _ranker(served).ids(asked.query, asked.documents, tokenizer_of(served), room)[0]
+
+        def write(served: Served, handles: Sequence[Handle], tokens: int) -> bytes:
+            scores = [float(served.engine.scores_of(one.vector(), served.adapter)[0]) for one in handles]
+            return encode(answers.rank_answer(asked.model, asked.documents, scores, asked.top_n, tokens), "results")
 
         await self._pool(asked, "last", ids, write, scope, receive, send)
 
     async def _pool(
         self,
-        asked: EmbeddingRequest | ClassifyRequest,
+        asked: EmbeddingRequest | ClassifyRequest | RankRequest,
         pooling: Pooling,
         ids: Callable[[Served], list[list[int]]],
         write: Callable[[Served, Sequence[Handle], int], bytes],
@@ -209,7 +226,9 @@ class Inference:
             served, running = visit.served, visit.running
 
             def submit() -> None:
-                requests = [Request(one, salt=visit.key.salt, pooling=pooling) for one in ids(served)]
+                requests = [
+                    Request(one, salt=visit.key.salt, pooling=pooling, adapter=served.adapter) for one in ids(served)
+                ]
                 running.submit(served.engine, requests, False)
 
             await self._engines.do(_cost(asked), submit)
@@ -255,7 +274,7 @@ def _streams(asked: Generate) -> int:
     return asked.n if isinstance(asked, ChatRequest) else asked.candidates * len(asked.prompts())
 
 
-def _cost(asked: Generate | EmbeddingRequest | ClassifyRequest) -> int:
+def _cost(asked: Generate | EmbeddingRequest | ClassifyRequest | RankRequest) -> int:
     """Of reading the texts and handing them to the engine, in characters."""
     if isinstance(asked, ChatRequest):
         texts: Sequence[Prompt] = [message.text for message in asked.messages]
@@ -266,12 +285,25 @@ def _cost(asked: Generate | EmbeddingRequest | ClassifyRequest) -> int:
 
 def _classifier(served: Served) -> Classify:
     """What the model was tuned to tell. ApiError 400 where it was not."""
-    lineage = served.facts.described["lineage"]
-    if served.engine.score_head is None or (lineage.get("task") or {}).get("name") != "classify":
+    task = _with_head(served)
+    if not isinstance(task, Classify):
         raise ApiError(400, "this model has no head for classes", param="model", code="no_such_head")
-    task = task_of(lineage)
-    assert isinstance(task, Classify)
     return task
+
+
+def _ranker(served: Served) -> Rank:
+    """What the model was tuned to rank. ApiError 400 where it was not."""
+    task = _with_head(served)
+    if not isinstance(task, Rank):
+        raise ApiError(400, "this model has no head to rank with", param="model", code="no_such_head")
+    return task
+
+
+def _with_head(served: Served) -> Task | None:
+    """The task that the model, or the adapter, was tuned for, where that gave it a head."""
+    lineage = served.facts.described["lineage"]
+    has_head = served.engine.head_of(served.adapter) is not None and lineage.get("task") is not None
+    return task_of(lineage) if has_head else None
 
 
 def _labelled(served: Served, task: Classify, inputs: Sequence[Prompt]) -> list[list[int]]:

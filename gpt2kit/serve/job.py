@@ -68,7 +68,9 @@ class Job:
                 self._known[number] = known
             else:
                 self._numbers.append(number)
-                found.append(Request(ids, self.settings, window="stop", salt=salt, echo=echo))
+                found.append(
+                    Request(ids, self.settings, window="stop", salt=salt, echo=echo, adapter=self.served.adapter)
+                )
         return found
 
     @property
@@ -138,7 +140,8 @@ def read(served: Served, prompts: Sequence[Prompt], param: str) -> list[list[int
     for prompt in prompts:
         ids = tokenizer_of(served).encode(prompt) if isinstance(prompt, str) else list(prompt)
         if len(ids) > N:
-            message = f"this model's maximum context length is {N} tokens, the {param} has {len(ids)}"
+            have = "have" if param == "messages" else "has"
+            message = f"this model's maximum context length is {N} tokens, the {param} {have} {len(ids)}"
             raise ApiError(400, message, param=param, code="context_length_exceeded")
         found.append(ids or ([] if engine.eos_id is None else [engine.eos_id]))
     return found

@@ -319,6 +319,9 @@ class RankRequest(Body):
     top_n: Annotated[int, Field(ge=1, le=LARGEST_ID)] | None = None
     user: User | None = None
 
+    def inputs(self) -> list[str]:
+        return [f"{self.query}\n{document}" for document in self.documents]
+
 
 def parse(kind: type[Request], body: bytes, settings: ServeSettings) -> Request:
     """The request in a body. ApiError 400 with `param` for whatever is wrong with it."""

@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from gpt2kit import commit
 from gpt2kit.errors import UserError
 from gpt2kit.model import files
 from gpt2kit.serve import log
@@ -207,6 +209,29 @@ def read_facts(name: str, folder: str | Path) -> Facts:
     return Facts(name, path, files.identity(path), created, ChatTemplate.load(path), described)
 
 
+def adapter_facts(name: str, folder: str | Path, below: Facts) -> Facts:
+    """Of an adapter: its base's but for lineage, hash and template. UserError for what is wrong with its folder."""
+    from gpt2kit.peft.saved import CONFIG, TENSORS, describe
+    from gpt2kit.tasks import task_of
+    from gpt2kit.tasks.chat import Chat
+
+    said = describe(folder)
+    task = task_of(said.lineage) if "task" in said.lineage else None
+    hashes = [below.identity, *(commit.sha256_file(commit.inside(said.folder, file)) for file in (CONFIG, TENSORS))]
+    identity = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    created = int((said.folder / CONFIG).stat().st_mtime)
+    template = ChatTemplate(task.template) if isinstance(task, Chat) else below.template
+    described = {**below.described, "lineage": said.lineage, "scores": said.lineage.get("scores")}
+    return Facts(name, said.folder, identity, created, template, described)
+
+
+def lay(engine: Engine, name: str, folder: str | Path, base: str | Path) -> None:
+    """An adapter folder over a loaded engine, whose folder is `base`. UserError for what is wrong with it."""
+    from gpt2kit.peft.factors import low_rank_factors, score_head  # loads torch
+
+    engine.add_adapter(name, low_rank_factors(folder, engine.config, base), score_head(folder))
+
+
 @dataclass
 class Served:
     """A loaded model. It stays loaded while it has users, and until its memory is wanted for another one."""
@@ -216,16 +241,19 @@ class Served:
     lease: ExitStack
     users: int = 0
     used: float = 0.0
+    adapter: str | None = None  # through which a request uses it
 
 
 class Engines:
     """Models as the event loop needs them, which must not wait for a lock that is held while a model loads.
 
     One thread alone asks Models. Where memory is limited, a model that is wanted makes the idle ones give way.
+    `adapters`: by name the model below and the folder. Each is a name of its own, and comes and goes with its base.
     """
 
-    def __init__(self, models: Models) -> None:
-        self.names = tuple(models.folders)
+    def __init__(self, models: Models, adapters: Mapping[str, tuple[str, str]] | None = None) -> None:
+        self.adapters = dict(adapters or {})
+        self.names = (*models.folders, *self.adapters)
         self.loaded: dict[str, Served] = {}
         self.is_ready = False
         self._models = models
@@ -241,6 +269,11 @@ class Engines:
             raise ApiError(404, f"there is no such model here; known: {', '.join(self.names)}", None, "model",
                            "model_not_found")  # fmt: skip
 
+    def base_of(self, name: str) -> str:
+        """The name of the model below an adapter; any other name is its own. ApiError 404."""
+        self.check(name)
+        return self.adapters[name][0] if name in self.adapters else name
+
     async def preload(self, names: Sequence[str]) -> None:
         """Load these; ready from then on. ApiError 503 where one cannot be loaded."""
         for name in names:
@@ -250,11 +283,11 @@ class Engines:
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Served]:
         """The model, loaded if it is not; it stays so inside. ApiError 404, or 503 where it cannot be loaded."""
-        self.check(name)
-        served = self.loaded.get(name) or await self._load(name)
+        base = self.base_of(name)
+        served = self.loaded.get(base) or await self._load(base)
         served.users += 1
         try:
-            yield served
+            yield served if name == base else replace(served, facts=await self.facts(name), adapter=name)
         finally:
             served.users -= 1
             served.used = time.monotonic()
@@ -273,6 +306,10 @@ class Engines:
     async def facts(self, name: str) -> Facts:
         """Of any model, loaded or not. ApiError 404, or 503 where its folder cannot be read."""
         self.check(name)
+        if name in self.adapters and name not in self._facts:
+            below, folder = await self.facts(self.adapters[name][0]), self.adapters[name][1]
+            with _explained(name):
+                self._facts[name] = await self.do(CHEAP + 1, adapter_facts, name, folder, below)
         if name not in self._facts:
             with _explained(name):
                 self._facts[name] = await self.do(CHEAP + 1, read_facts, name, self._models.folders[name])
@@ -300,6 +337,9 @@ class Engines:
         if not found.cancelled() and found.exception() is None:
             served = self.loaded[name] = found.result()
             self._facts[name] = served.facts
+            for adapter, (base, _) in self.adapters.items():
+                if base == name:
+                    self._facts.pop(adapter, None)  # it has been read anew, too
 
     def _open(self, name: str, idle: Sequence[Served]) -> Served:
         """In the loader's thread."""
@@ -308,6 +348,9 @@ class Engines:
                 served.lease.close()
         with ExitStack() as stack:
             engine = stack.enter_context(self._models.use(name))
+            for adapter, (base, folder) in self.adapters.items():
+                if base == name and adapter not in engine.adapters:
+                    lay(engine, adapter, folder, self._models.folders[name])
             return Served(read_facts(name, self._models.folders[name]), engine, stack.pop_all(), used=time.monotonic())
 
     def close(self) -> None:

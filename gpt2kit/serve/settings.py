@@ -41,6 +41,10 @@ class ServeSettings:
     models: Annotated[
         tuple[str, ...], Flag("model folders, or NAME=FOLDER; without a name, the folder's last part is the name")
     ] = ()
+    adapters: Annotated[
+        tuple[str, ...],
+        Flag("NAME=FOLDER: an adapter over the first model, a model of its own to clients; NAME@MODEL=FOLDER: another"),
+    ] = ()
     host: Annotated[str, Flag("address to listen on; beyond this machine only with --api-key-file")] = "127.0.0.1"
     port: Annotated[int, Flag("port to listen on; 0: one that is free", 0, 65535)] = 8000
     precision: Annotated[Precision, Flag("of the engine; auto is int8 unless that costs over 1 % in bits")] = "auto"
@@ -85,6 +89,7 @@ class ServeSettings:
         if len(self.folders) < len(self.models):
             names = ", ".join(_split(model)[0] for model in self.models)
             raise UserError(f"two models have one name: {names}", hint="give one of them another name: NAME=FOLDER")
+        self._check_adapters()
         for name in self.preload:
             if name not in self.folders:
                 raise unknown("model in preload", name, self.folders)
@@ -93,6 +98,26 @@ class ServeSettings:
     def folders(self) -> dict[str, str]:
         """Names of models and their folders, in the order given."""
         return dict(_split(model) for model in self.models)
+
+    @property
+    def laid(self) -> dict[str, tuple[str, str]]:
+        """Names of adapters: the model that each lies over, and its folder."""
+        found = {}
+        for name, folder in map(_split, self.adapters):
+            before, at, base = name.rpartition("@")
+            found[before if at else name] = base if at else next(iter(self.folders), ""), folder
+        return found
+
+    def _check_adapters(self) -> None:
+        laid, folders = self.laid, self.folders
+        if len(laid) < len(self.adapters) or laid.keys() & folders.keys():
+            names = ", ".join([*folders, *(_split(one)[0] for one in self.adapters)])
+            raise UserError(f"two models or adapters have one name: {names}", hint="give one another: NAME=FOLDER")
+        for name, (base, _) in laid.items():
+            if not MODEL_NAME.fullmatch(name):
+                raise UserError(f"{name!r} cannot be an adapter's name", hint="give it one: NAME=FOLDER")
+            if base not in folders and folders:
+                raise unknown(f"model below adapter {name!r}", base, folders)
 
     @property
     def first_loaded(self) -> tuple[str, ...]:
@@ -159,9 +184,9 @@ def _check_list(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one for one in value):
         raise UserError(f"{name} must be a list of texts, got {value!r}")
     for one in value:
-        if name == "models" and not (MODEL_NAME.fullmatch(_split(one)[0]) and _split(one)[1]):
+        if name in ("models", "adapters") and not (MODEL_NAME.fullmatch(_split(one)[0]) and _split(one)[1]):
             raise UserError(
-                f"a model is a folder or NAME=FOLDER, got {one!r}",
+                f"{'a model' if name == 'models' else 'an adapter'} is a folder or NAME=FOLDER, got {one!r}",
                 hint="a name has no blanks, slashes or control characters; give the folder one: NAME=FOLDER",
             )
         if name == "allowed_hosts":

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from gpt2kit.data.examples import Examples
     from gpt2kit.tasks.task import Task
 
-NAMES = ("classify", "translate", "summarise", "correct", "edit", "instruct", "chat", "answer")
+NAMES = ("classify", "translate", "summarise", "correct", "edit", "instruct", "chat", "answer", "rank", "write")
+MODES = ("generative", "extractive")  # of answer: the answer is written, or pointed at in the passage
+NEVER_TUNED = ("embed",)  # what `gpt2kit run` knows besides
 
 
 def task_from_data(name: str, examples: Examples, options: Mapping[str, Any]) -> Task:
-    """The task `name` as its training examples show it: a classifier's labels are theirs."""
+    """The task `name` as its training examples show it: a classifier's labels are theirs. `options`: template, mode."""
     if name == "classify":
         from gpt2kit.tasks.classify import Classify
 
         return Classify(examples.labels, examples.multi_label)
-    return _make(name, dict(options))
+    return task_named(name, options)
 
 
 def task_of(lineage: Mapping[str, Any]) -> Task:
@@ -35,18 +37,28 @@ def task_of(lineage: Mapping[str, Any]) -> Task:
             "the model was not tuned for a task", hint="tune one: gpt2kit finetune DATA --from MODEL --task TASK"
         )
     rest = {key: value for key, value in values.items() if key != "name"}
-    return _make(values["name"], rest)
+    return task_named(values["name"], rest)
 
 
-def _make(name: str, values: dict[str, Any]) -> Task:
+def task_named(name: str, values: Mapping[str, Any]) -> Task:
+    """The task `name` with what `Task.values` said of it, or a part of that. `answer` has two modes."""
     from gpt2kit.tasks.answer import Answer
     from gpt2kit.tasks.chat import Chat
     from gpt2kit.tasks.classify import Classify
     from gpt2kit.tasks.pairs import Pairs
+    from gpt2kit.tasks.rank import Rank
+    from gpt2kit.tasks.spans import Spans
+    from gpt2kit.tasks.write import Write
 
-    makers: dict[str, Any] = {"classify": Classify, "chat": Chat, "answer": Answer}
+    makers: dict[str, Any] = {"classify": Classify, "chat": Chat, "answer": Answer, "rank": Rank, "write": Write}
     if name not in NAMES:
         raise unknown("task", name, NAMES)
+    values = dict(values)
+    mode = values.pop("mode", MODES[0]) if name == "answer" else MODES[0]
+    if mode not in MODES:
+        raise unknown("mode", str(mode), MODES)
+    if mode == "extractive":
+        makers["answer"] = Spans
     try:
         task: Task = makers[name](**values) if name in makers else Pairs(name, **values)
     except TypeError:

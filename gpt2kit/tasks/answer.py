@@ -6,14 +6,17 @@ answer that the model finds likeliest per token wins. Training sees the window t
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from gpt2kit.data.families import AnswerRow, Where
 from gpt2kit.data.families import Row as Example
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
+from gpt2kit.tasks.shots import BETWEEN, Shots, before
 from gpt2kit.tasks.task import Answer as Reply
 from gpt2kit.tasks.task import Encoded, completions, end_of_text, greedy
 from gpt2kit.text.tokenizer import Tokenizer
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "{passage}\n\n{question}\n=>\n"
 MAX_TOKENS = 64  # of an answer; passages get what is left of the context
+LEAST_ROOM = 16  # tokens that a passage needs
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,10 @@ class Answer:
         tokenizer, eos = end_of_text(tokenizer)
         pairs, cut = [], 0
         for example in examples:
-            row = cast(AnswerRow, example)
+            row = shortened(cast(AnswerRow, example), tokenizer, context)
             text, start = row.answers[0] if row.answers else ("", -1)
             windows = self._windows(row, tokenizer, context)
-            cut += len(windows) > 1
+            cut += len(windows) > 1 or row is not example
             chosen = next(
                 (w for w in windows if start >= 0 and w[0] <= start and start + len(text) <= w[1]), windows[0]
             )
@@ -60,14 +64,16 @@ class Answer:
         encoded = completions(pairs, eos, context)
         return Encoded(encoded.rows, max(cut, encoded.cut), encoded.left_out)
 
-    def _windows(self, row: AnswerRow, tokenizer: Tokenizer, context: int) -> list[tuple[int, int]]:
+    def _windows(
+        self, row: AnswerRow, tokenizer: Tokenizer, context: int, shown: Sequence[str] = ()
+    ) -> list[tuple[int, int]]:
         """Characters [from, to) of the passage, each window small enough for the context, half overlapping."""
-        around = len(self._prompt(row, (0, 0), tokenizer))
+        around = len(self._prompt(row, (0, 0), tokenizer, shown))
         room = context - around - min(self.max_tokens, context // 4)
-        if room < 16:
+        if room < LEAST_ROOM:
             raise UserError(
-                f"{row.where}: the question alone fills the context of {context} tokens",
-                hint="shorten it, or tune a model with a longer context",
+                f"{row.where}: the template and the question fill the context of {context} tokens",
+                hint="shorten the template, or tune a model with a longer context",
             )
         total = len(tokenizer.encode(row.passage))
         if total <= room:
@@ -76,10 +82,15 @@ class Answer:
         starts = range(0, max(1, len(row.passage) - size // 2), max(1, size // 2))
         return [(a, min(a + size, len(row.passage))) for a in starts]
 
-    def _prompt(self, row: AnswerRow, window: tuple[int, int], tokenizer: Tokenizer) -> list[int]:
-        before, _, after = self.template.partition("{passage}")
-        text = before + row.passage[slice(*window)] + after.replace("{question}", row.question)
-        return tokenizer.encode(text)
+    def _prompt(
+        self, row: AnswerRow, window: tuple[int, int], tokenizer: Tokenizer, shown: Sequence[str] = ()
+    ) -> list[int]:
+        return tokenizer.encode("".join(one + BETWEEN for one in shown) + self._asked(row, window))
+
+    def _asked(self, row: AnswerRow, window: tuple[int, int]) -> str:
+        left, _, right = self.template.partition("{passage}")
+        left, right = (part.replace("{question}", row.question) for part in (left, right))
+        return left + row.passage[slice(*window)] + right
 
     def objective(self, smoothing: float = 0.0) -> Completions:
         from gpt2kit.training.rows import Completions
@@ -87,21 +98,25 @@ class Answer:
         return Completions(smoothing)
 
     def example(self, text: str) -> AnswerRow:
-        """A question; the passage may stand before it, with an empty line between."""
-        passage, gap, question = text.rpartition("\n\n")
-        return AnswerRow(question, passage if gap else "", (), where=Where("the text given"))
+        """As `question_of` reads it."""
+        return question_of(text)
 
-    def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Reply]:
+    def answer(
+        self, engine: Engine, examples: Sequence[Example], shots: Shots | None = None, stop: Sequence[str] = ()
+    ) -> list[Reply]:
+        """`shots` and `stop` are for a model that was not tuned: examples to show, where an answer ends."""
         tokenizer, _ = end_of_text(engine.tokenizer)
-        rows = [cast(AnswerRow, example) for example in examples]
         N = engine.config.n_positions
-        windows = [self._windows(row, tokenizer, N) for row in rows]
+        rows = [shortened(cast(AnswerRow, example), tokenizer, N) for example in examples]
+        most = min(self.max_tokens, N // 4)
+        shown = [self._shown(row, shots, tokenizer, N - most) for row in rows]
+        windows = [self._windows(row, tokenizer, N, own) for row, own in zip(rows, shown, strict=True)]
         prompts = [
-            self._prompt(row, w, tokenizer)[-(N - self.max_tokens) :]
-            for row, own in zip(rows, windows, strict=True)
+            self._prompt(row, w, tokenizer, front)[-(N - most) :]
+            for row, front, own in zip(rows, shown, windows, strict=True)
             for w in own
         ]
-        found = greedy(engine, prompts, self.max_tokens)
+        found = greedy(engine, prompts, most, stop)
         replies, at = [], 0
         for row, own in zip(rows, windows, strict=True):
             best = []
@@ -116,6 +131,18 @@ class Answer:
             replies.append(Reply(text, {"place": place, "logprob_per_token": mean, "windows": len(own)}))
         return replies
 
+    def _shown(self, row: AnswerRow, shots: Shots | None, tokenizer: Tokenizer, room: int) -> list[str]:
+        """Examples with their answers: as many of the last ones as fit into half of what the question leaves."""
+        room = (room - len(self._prompt(row, (0, 0), tokenizer))) // 2
+        if shots is None or room < LEAST_ROOM:
+            return []
+        found = [
+            self._asked(one, (0, len(one.passage))) + (one.answers[0][0] if one.answers else "")
+            for one in map(_answered, shots.of(row))
+        ]
+        _, kept = before(found, "", tokenizer, room)
+        return found[len(found) - kept :]
+
     def score(self, examples: Sequence[Example], answers: Sequence[Reply]) -> Scores:
         from gpt2kit.scores.answers import answers as scored
 
@@ -123,3 +150,26 @@ class Answer:
         gold = [[text for text, _ in row.answers] for row in rows]
         inputs = [f"{row.question}\n{row.passage}" for row in rows]
         return scored(gold, [answer.text for answer in answers], inputs=inputs)
+
+
+def question_of(text: str) -> AnswerRow:
+    """A question; the passage may stand before it, with an empty line between. Or a JSON object with both."""
+    passage, _, question = text.rpartition("\n\n")
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        if isinstance(found, dict) and isinstance(found.get("question"), str):
+            question, passage = found["question"], str(found.get("passage", found.get("context", "")))
+    return AnswerRow(question, passage, (), where=Where("the text given"))
+
+
+def shortened(row: AnswerRow, tokenizer: Tokenizer, context: int) -> AnswerRow:
+    """The same row, or one whose question lost its beginning: it gets at most half of the context."""
+    ids = tokenizer.encode(row.question)
+    if len(ids) <= context // 2:
+        return row
+    return replace(row, question=tokenizer.decode(ids[-(context // 2) :]).lstrip("\ufffd"))
+
+
+def _answered(example: Example) -> AnswerRow:
+    assert isinstance(example, AnswerRow)
+    return example

@@ -18,6 +18,7 @@ from gpt2kit.data.families import LabelRow, Where
 from gpt2kit.data.families import Row as Example
 from gpt2kit.errors import UserError, unknown
 from gpt2kit.model.config import GPT2Config
+from gpt2kit.tasks.likelihood import middle_out
 from gpt2kit.tasks.task import Answer, Encoded, end_of_text
 from gpt2kit.text.tokenizer import Tokenizer
 
@@ -71,10 +72,8 @@ class Classify:
         for one, row in zip(encoded, rows, strict=True):
             if row.text_pair is not None:
                 one += [eos, *tokenizer.encode(row.text_pair)]
-        room, head = context - 1, (context - 1) // 4
-        cut = sum(len(one) > room for one in encoded)
-        kept = [one if len(one) <= room else one[:head] + one[head - room :] for one in encoded]
-        return [[*one, eos] for one in kept], cut
+        cut = sum(len(one) > context - 1 for one in encoded)
+        return [[*middle_out(one, context - 1), eos] for one in encoded], cut
 
     def objective(self, smoothing: float = 0.0) -> Classes:
         from gpt2kit.training.rows import Classes

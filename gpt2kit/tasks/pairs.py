@@ -14,6 +14,7 @@ from gpt2kit.data.families import PairRow, Where
 from gpt2kit.data.families import Row as Example
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
+from gpt2kit.tasks.shots import Shots, before
 from gpt2kit.tasks.task import Answer, Encoded, completions, end_of_text, generate
 from gpt2kit.text.tokenizer import Tokenizer
 
@@ -70,14 +71,29 @@ class Pairs:
     def example(self, text: str) -> PairRow:
         return PairRow(text, "", where=Where("the text given"))
 
-    def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Answer]:
+    def answer(
+        self, engine: Engine, examples: Sequence[Example], shots: Shots | None = None, stop: Sequence[str] = ()
+    ) -> list[Answer]:
+        """Greedy. `shots` and `stop` are for a model that was not tuned: examples to show, where an answer ends."""
         tokenizer, _ = end_of_text(engine.tokenizer)
-        prompts = [cast(PairRow, example).prompt for example in examples]
-        answers = generate(engine, [self._prompt(prompt, tokenizer) for prompt in prompts], self.max_tokens)
-        if self.name in ("correct", "edit"):
-            for prompt, answer in zip(prompts, answers, strict=True):
-                answer.details["changes"] = changes(prompt, answer.text)
+        rows = [cast(PairRow, example) for example in examples]
+        room = engine.config.n_positions - min(self.max_tokens, engine.config.n_positions // 2)
+        shown = [[self._shown(one) for one in shots.of(row)] if shots is not None else [] for row in rows]
+        asked = [
+            before(own, self.template.replace(PLACE, row.prompt), tokenizer, room)
+            for own, row in zip(shown, rows, strict=True)
+        ]
+        answers = generate(engine, [ids for ids, _ in asked], self.max_tokens, stop)
+        for row, answer, (_, kept) in zip(rows, answers, asked, strict=True):
+            if shots is not None:
+                answer.details["shots"] = kept
+            if self.name in ("correct", "edit"):
+                answer.details["changes"] = changes(row.prompt, answer.text)
         return answers
+
+    def _shown(self, example: Example) -> str:
+        row = cast(PairRow, example)
+        return self.template.replace(PLACE, row.prompt) + row.completion
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> Scores:
         from gpt2kit.scores.correction import correction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -38,11 +38,27 @@ class Answer:
     details: dict[str, Any]
 
 
-class Task(Protocol):
-    """A kind of example, what the model is asked with it, and the score."""
+class Asked(Protocol):
+    """A kind of example, and what the model is asked with it."""
 
     @property
     def name(self) -> str: ...
+
+    def example(self, text: str) -> Example:
+        """One that `gpt2kit run` was given as plain text."""
+
+    def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Answer]: ...
+
+
+@runtime_checkable
+class Graded(Asked, Protocol):
+    """One whose answers can be right or wrong."""
+
+    def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> Scores: ...
+
+
+class Task(Graded, Protocol):
+    """One that a model can be tuned for."""
 
     def values(self) -> dict[str, Any]:
         """JSON for the lineage; `task_of` makes the same task of it."""
@@ -53,13 +69,6 @@ class Task(Protocol):
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, context: int) -> Encoded: ...
 
     def objective(self, smoothing: float = 0.0) -> Objective: ...
-
-    def example(self, text: str) -> Example:
-        """One that `gpt2kit run` was given as plain text."""
-
-    def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Answer]: ...
-
-    def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> Scores: ...
 
 
 def end_of_text(tokenizer: Tokenizer | None) -> tuple[Tokenizer, int]:
@@ -96,12 +105,16 @@ def completions(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], eos: int, 
     return Encoded(rows, cut, left_out)
 
 
-def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Answer]:
-    """Greedy completions until the end-of-text token. A prompt too long for the context loses its beginning."""
+def generate(
+    engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int, stop: Sequence[str] = ()
+) -> list[Answer]:
+    """Greedy completions until the end-of-text token, or before the first of `stop`. A prompt too long for the context
+    loses its beginning.
+    """
     N = engine.config.n_positions
     most = min(max_tokens, N // 2)
     kept = [list(prompt[-(N - most) :]) for prompt in prompts]
-    found = greedy(engine, kept, most)
+    found = greedy(engine, kept, most, stop)
     answers = []
     for prompt, shown, one in zip(prompts, kept, found, strict=True):
         details = {
@@ -113,7 +126,9 @@ def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int) 
     return answers
 
 
-def greedy(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Completion]:
+def greedy(
+    engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int, stop: Sequence[str] = ()
+) -> list[Completion]:
     """One completion each, with its tokens' log-probabilities, inside the context."""
-    found = engine.generate(prompts, max_tokens=max_tokens, temperature=0.0, logprobs=0, window="stop")
+    found = engine.generate(prompts, max_tokens=max_tokens, temperature=0.0, logprobs=0, window="stop", stop=stop)
     return cast("list[Completion]", found)

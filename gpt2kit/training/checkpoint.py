@@ -1,8 +1,10 @@
-"""Checkpoints: a model folder plus all the state that the next step depends on, committed atomically.
+"""Checkpoints: what is trained, plus all the state that the next step depends on, committed atomically.
 
 runs/x/checkpoints/step-000500/   config.json, model.safetensors, tokenizer files, gpt2kit.json ... (a model folder)
                                   training_state.safetensors   optimiser tensors, torch's generator
                                   training_state.json          counters, settings, schedule, who was best
+
+The first line is `WholeModel`'s. A run that trains an adapter keeps that alone (`peft.AdapterOnly`).
 """
 
 from __future__ import annotations
@@ -10,16 +12,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
 
 from gpt2kit import commit
 from gpt2kit.errors import UserError
-from gpt2kit.model.folder import complete_lineage, write_model_files
+from gpt2kit.model import folder as model_folder
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.weights import load_weights
 from gpt2kit.text.tokenizer import Tokenizer
@@ -64,6 +67,44 @@ class State:
         return cls(**values)
 
 
+class Artefact(Protocol):
+    """What a run makes."""
+
+    @property
+    def model(self) -> GPT2:
+        """What is trained: the optimiser's tensors go by the names of its parameters."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    def write(self, staging: Path, lineage: dict[str, Any]) -> None:
+        """Into an open checkpoint: all of the model that later steps depend on."""
+
+    def restore(self, path: Path) -> None:
+        """Put back what `write` wrote. The checkpoint was verified; UserError names what does not fit."""
+
+    def publish(self, folder: Path, best: Path, lineage: Mapping[str, Any], extra: Mapping[str, str]) -> None:
+        """Make of the checkpoint `best` what the run folder holds in the end; `extra`: more files. The run is over."""
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """All weights are trained: a checkpoint is a model folder, and so is the run's."""
+
+    model: GPT2
+    tokenizer: Tokenizer | None = None
+
+    def write(self, staging: Path, lineage: dict[str, Any]) -> None:
+        model_folder.write_model_files(staging, self.model, self.tokenizer, lineage)
+
+    def restore(self, path: Path) -> None:
+        self.model.load_state_dict(load_weights(path, self.model.config).state_dict())
+
+    def publish(self, folder: Path, best: Path, lineage: Mapping[str, Any], extra: Mapping[str, str]) -> None:
+        model, tokenizer = model_folder.load(best)
+        model_folder.save(folder, model, tokenizer, lineage, extra, keep_others=True)
+
+
 def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:06d}"
 
@@ -76,8 +117,7 @@ def steps_of(run: Path) -> list[int]:
 
 def save(
     run: Path,
-    model: GPT2,
-    tokenizer: Tokenizer | None,
+    artefact: Artefact,
     optimizers: list[torch.optim.Optimizer],
     state: State,
     lineage: dict[str, Any],
@@ -87,10 +127,11 @@ def save(
     target = folder_of(run, state.step)
     loss = state.losses.get(str(state.step))
     scores = {} if loss is None else {"validation_loss": loss}
-    record = complete_lineage(model, tokenizer, {**lineage, "step": state.step, "scores": scores})
+    stepped = {**lineage, "step": state.step, "scores": scores}
+    record = model_folder.complete_lineage(artefact.model, artefact.tokenizer, stepped)
     with commit.folder(target, "checkpoint", record) as staging:
-        write_model_files(staging, model, tokenizer, record)
-        tensors = {n: t.contiguous() for n, t in optim.state_tensors(model, optimizers).items()}
+        artefact.write(staging, record)
+        tensors = {n: t.contiguous() for n, t in optim.state_tensors(artefact.model, optimizers).items()}
         tensors[GENERATOR] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors[CUDA_GENERATOR] = torch.cuda.get_rng_state()
@@ -109,9 +150,9 @@ def best(run: Path, state: State) -> int | None:
     return min(steps, key=lambda step: (state.losses.get(str(step), math.inf), -step), default=None)
 
 
-def restore(path: Path, model: GPT2, optimizers: list[torch.optim.Optimizer]) -> State:
+def restore(path: Path, artefact: Artefact, optimizers: list[torch.optim.Optimizer]) -> State:
     """Fill model and optimisers from a checkpoint that was verified; return its state."""
-    model.load_state_dict(load_weights(path, model.config).state_dict())
+    artefact.restore(path)
     try:
         tensors = safetensors.torch.load_file(path / TENSORS)
         torch.set_rng_state(tensors.pop(GENERATOR))
@@ -120,7 +161,7 @@ def restore(path: Path, model: GPT2, optimizers: list[torch.optim.Optimizer]) ->
     cuda = tensors.pop(CUDA_GENERATOR, None)
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
-    optim.load_state_tensors(model, optimizers, tensors)
+    optim.load_state_tensors(artefact.model, optimizers, tensors)
     return State.from_dict(commit.read_json(path / STATE))
 
 

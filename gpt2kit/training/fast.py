@@ -114,15 +114,18 @@ class _OneDnnLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.shape = x.shape
         return _onednn(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         dy = gradients[0].reshape(-1, len(weight))
-        dx = _onednn(dy, weight.t(), None).view(x.shape)
-        return dx, _onednn(dy.t(), x.reshape(len(dy), -1).t(), None), dy.sum(0)
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad  # a frozen weight, or nothing to train below
+        dx = _onednn(dy, weight.t(), None).view(ctx.shape) if wants_x else None
+        dw = _onednn(dy.t(), x.reshape(len(dy), -1).t(), None) if wants_weight else None
+        return dx, dw, dy.sum(0) if wants_bias else None
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

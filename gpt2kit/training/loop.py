@@ -24,7 +24,7 @@ from gpt2kit.errors import UserError
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import checkpoint, fast, optim
-from gpt2kit.training.checkpoint import State
+from gpt2kit.training.checkpoint import Artefact, State, WholeModel
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.objectives import Batch, Objective, Rows, TextObjective
 
@@ -33,6 +33,7 @@ SPEED_SECONDS = 10.0  # over which the tokens/s that people see are averaged
 REPLANS = 40  # times that a run with minutes compares its pace with its plan
 PLATEAU_PATIENCE, PLATEAU_FACTOR = 2, 0.5
 EVALUATION_TOKENS = 2048  # in one forward pass
+Penalty = Callable[[], Tensor | None]  # nats per counted token; None: nothing at this moment
 
 
 class Source(Protocol):
@@ -57,13 +58,16 @@ class Run:
     minutes: float | None = None  # the time that the steps must fit into; None: the steps decide
     stop: Callable[[], bool] = lambda: False  # asked after each step: True ends the run with a checkpoint
     objective: Objective | None = None  # None: the one that the config names, on windows of text
+    penalty: Penalty | None = None  # a term that training adds to the loss; reports and evaluations leave it out
+    after_step: Callable[[int, int], None] | None = None  # (steps done, total), with the step's gradients in place
+    artefact: Artefact | None = None  # what checkpoints keep; None: the whole model
 
 
 @dataclass(frozen=True)
 class Stepped:
     step: int
     total: int
-    loss: float  # nats per counted token of this step's batch
+    loss: float  # nats per counted token of this step's batch, without the penalty
     norm: float  # of the gradient, before clipping
     rate: float  # learning rate as a fraction of the peak
     tokens_per_second: float
@@ -103,7 +107,7 @@ def fit(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Iter
     config, model = run.config, run.model
     state.total = state.total or config.steps
     objective = run.objective or TextObjective(config, model.config.vocab_size, run.tokenizer)
-    gradients = Gradients(model, objective, config, run.precision, run.device)
+    gradients = Gradients(model, objective, config, run.precision, run.device, run.penalty)
     gradients.share_with(optimizers)
     clock = _Clock(state)
     fast.accelerate(model, config.seed, config.dropout, config.attention_dropout, run.precision.backend)
@@ -119,6 +123,8 @@ def fit(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Iter
             loss = total / count
             _check(loss, norm, state, run, rate)
             state.step += 1
+            if run.after_step is not None:
+                run.after_step(state.step, state.total)
             speed, left = clock.tick(state, config.batch * config.context)
             yield Stepped(state.step, state.total, loss, norm, rate, speed, left)
             replanned = clock.replan(run, state)
@@ -148,6 +154,9 @@ def fit(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Iter
 class Gradients:
     """(batch, step) -> (loss sum, count), with the sums' gradients in `parameter.grad`.
 
+    The penalty's gradient is in them, times the count: each slice adds its own rows' share, so that the whole does
+    not depend on how the batch is cut. The loss sum is without it.
+
     Workers are threads that take equal slices of the batch, each on one core: for small models that beats spreading
     every operation over the cores. Their gradients are added in a fixed order.
     """
@@ -159,9 +168,10 @@ class Gradients:
         config: TrainConfig,
         precision: runtime.Precision,
         device: torch.device,
+        penalty: Penalty | None = None,
     ) -> None:
         self.model, self.config, self.device = model, config, device
-        self.objective = objective
+        self.objective, self.penalty = objective, penalty
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.autocast = precision.dtype == "bf16"
         self.workers = 1 if config.attention_dropout else max(1, min(config.workers, config.batch))
@@ -180,7 +190,13 @@ class Gradients:
         for parameter in self.parameters:
             parameter.grad = None
         if self.pool is None:
-            return self._backward(batch, step, 0)
+            sums = self._backward(batch, step, 0)
+            for parameter in self.parameters:
+                if (
+                    parameter.grad is None
+                ):  # an untied head, where a class is learned: the optimiser has it all the same
+                    parameter.grad = torch.zeros_like(parameter)
+            return sums
         futures = [
             self.pool.submit(self._slice_gradients, batch[a:b], step, a) for a, b in _slices(len(batch), self.workers)
         ]
@@ -206,11 +222,16 @@ class Gradients:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return self.objective.loss(self.model, *part)
 
+    def _penalised(self, loss: Tensor, count: int) -> Tensor:
+        """Outside autocast: a penalty is a sum over weights, which bf16 would round away."""
+        penalty = None if self.penalty is None else self.penalty()
+        return loss if penalty is None else loss + count * penalty
+
     def _backward(self, batch: Rows, step: int, first_row: int) -> tuple[float, int]:
         total, count = 0.0, 0
         for part in self._parts(batch, step, first_row):
             loss, n = self._loss(part)
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._penalised(loss, n).backward()  # type: ignore[no-untyped-call]
             total, count = total + float(loss.detach()), count + n
         return total, count
 
@@ -219,7 +240,8 @@ class Gradients:
         sums: list[Tensor] | None = None
         for part in self._parts(batch, step, first_row):
             loss, n = self._loss(part)
-            gradients = list(torch.autograd.grad(loss, self.parameters))
+            whole = self._penalised(loss, n)
+            gradients = list(torch.autograd.grad(whole, self.parameters, allow_unused=True, materialize_grads=True))
             if sums is None:
                 sums = gradients
             else:
@@ -288,8 +310,8 @@ def _evaluate(run: Run, gradients: Gradients, state: State) -> Evaluated:
 
 
 def _save(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Saved:
-    keep = run.config.keep
-    path = checkpoint.save(run.folder, run.model, run.tokenizer, optimizers, state, run.lineage, keep)
+    artefact = WholeModel(run.model, run.tokenizer) if run.artefact is None else run.artefact
+    path = checkpoint.save(run.folder, artefact, optimizers, state, run.lineage, run.config.keep)
     return Saved(state.step, path)
 
 

@@ -54,36 +54,39 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, smoothing: float, enabled: bool) -> Tensor:
         V = len(head)
         rows = max(1, LOGITS_BYTES // (4 * V))
-        wanted = enabled and any(ctx.needs_input_grad[:2])
+        wants_hidden, wants_head = (enabled and needed for needed in ctx.needs_input_grad[:2])
+        wanted = wants_hidden or wants_head
         low = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
         with torch.autocast(hidden.device.type, enabled=False):
             weight = head.detach() if low is None else head.detach().to(low)  # V C
             x = hidden.detach().to(weight.dtype)  # N C
-            d_hidden = torch.empty_like(x) if wanted else None
+            d_hidden = torch.empty_like(x) if wants_hidden else None
             d_head: Tensor | None = None
             total = torch.zeros((), dtype=torch.float64, device=hidden.device)
             for start in range(0, len(x), rows):
                 part = x[start : start + rows]
                 logits = F.linear(part, weight).float()  # rows V
                 total += _rows(logits, targets[start : start + rows], smoothing, wanted).sum(dtype=torch.float64)
-                if d_hidden is not None:
+                if wanted:
                     logits = logits.to(weight.dtype)
+                if d_hidden is not None:
                     torch.mm(logits, weight, out=d_hidden[start : start + rows])
+                if wants_head:
                     if d_head is None:
                         d_head = torch.mm(logits.t(), part).float()
                     elif low is None:
                         d_head.addmm_(logits.t(), part)
                     else:
                         d_head += torch.mm(logits.t(), part)
-        if d_hidden is not None and d_head is not None:
-            ctx.save_for_backward(d_hidden.to(hidden.dtype), d_head)
+                del logits  # else two chunks exist while the next one is made
+        ctx.save_for_backward(None if d_hidden is None else d_hidden.to(hidden.dtype), d_head)
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         d_hidden, d_head = ctx.saved_tensors
         if float(gradients[0]) != 1.0:
-            return d_hidden * gradients[0], d_head * gradients[0], None, None, None
+            d_hidden, d_head = (None if d is None else d * gradients[0] for d in (d_hidden, d_head))
         return d_hidden, d_head, None, None, None
 
 

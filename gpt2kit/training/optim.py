@@ -179,15 +179,14 @@ def load_state_tensors(model: GPT2, optimizers: list[torch.optim.Optimizer], ten
     for name, value in tensors.items():
         parameter, _, key = name.rpartition("/")
         grouped[parameter][key] = value
-    known = dict(model.named_parameters())
-    if set(grouped) != set(known):
+    known = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if grouped and set(grouped) != set(known):  # before the first step there is no state
         raise UserError(f"the optimiser's state is of another model: {min(set(grouped) ^ set(known))}")
     for name, states in grouped.items():
         for key, value in states.items():
             if value.ndim and value.shape != known[name].shape:
                 raise UserError(f"{name}/{key} has shape {list(value.shape)}, the parameter {list(known[name].shape)}")
     owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
-    for weight_name, weight in model.named_parameters():
-        if weight_name in grouped:
-            state = {key: value.to(weight.device) for key, value in grouped[weight_name].items()}
-            owner[id(weight)].state[weight] = state
+    for weight_name, weight in known.items():
+        state = {key: value.to(weight.device) for key, value in grouped[weight_name].items()}
+        owner[id(weight)].state[weight] = state

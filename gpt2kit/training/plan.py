@@ -24,10 +24,12 @@ from gpt2kit.training.config import TrainConfig
 PROCESS_BYTES = 440_000_000  # Python, torch and Numba, their code, and what the allocator holds back
 WORKER_BYTES = 110_000_000  # of a further worker: its own heap
 KEPT_PER_CHANNEL = 10  # floats a block keeps for the backward pass, per token and channel, besides the MLP's
+FROZEN_PER_CHANNEL = 8  # the same where the weights are frozen and an adapter is trained
 BF16_SHARE = 0.93  # of fp32's activations: the Linears' inputs are kept in bf16, the rest in fp32
 EFFICIENCY = 0.6  # of the matrix-product speed that a whole step reaches
 WORKER_PARAMETERS = 12_000_000  # up to here each core takes a slice of the batch; above, each operation takes all cores
 MICRO_TOKENS = 4096  # of one forward pass where the micro-batch is ours to choose
+ADAPTER_MICRO_TOKENS = 1024  # the same with frozen weights: no gradient of their size is added up at each pass
 FILLED_PER_TOKEN = 2  # parameters, besides embeddings, that one token of different text can fill
 RATES = {"sgd": 0.1, "rmsprop": 1e-3}  # peaks of optimisers that the presets' rates do not suit
 NARROW, NARROW_RATE = 256, 0.03  # Muon's peak for narrow models (LOG.md: 1.859 against 1.907 at 0.02)
@@ -78,15 +80,18 @@ class Plan:
 
     def check_memory(self) -> None:
         """Refuse a plan that does not fit, with the flags that change it."""
-        _check_memory(self.memory)
+        check_memory(self.memory)
 
 
-def _check_memory(needed: int) -> None:
+SMALLER = "use a smaller --preset (or --n-embd, --n-layer), a smaller --context, or --micro-batch 1"
+
+
+def check_memory(needed: int, hint: str = SMALLER) -> None:
+    """Refuse what needs more bytes than are free; `hint` says how to need fewer."""
     available = runtime.available_memory()
     if needed > available * SAFE_SHARE:
         raise UserError(
-            f"training needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free",
-            hint="use a smaller --preset (or --n-embd, --n-layer), a smaller --context, or --micro-batch 1",
+            f"training needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free", hint=hint
         )
 
 
@@ -119,6 +124,27 @@ def memory(model: GPT2Config, config: TrainConfig, bf16: bool = False) -> int:
     return process + 4 * (P + moments[config.optimizer]) + max(forward, 4 * (P + V * C))
 
 
+def adapter_memory(
+    model: GPT2Config, config: TrainConfig, trained: int, bf16: bool = False, int8_base: bool = False
+) -> int:
+    """Peak bytes of a process that trains `trained` parameters beside frozen weights: at most, for any adapter.
+
+    A frozen Linear keeps nothing: of a block there remain, per token, what the LayerNorms, the adapter and attention
+    read and give (FROZEN_PER_CHANNEL) and GELU's input. int8 takes a byte for each weight of the blocks' Linears.
+    """
+    P, V, C, inner = model.parameters, model.vocab_size, model.n_embd, model.inner_size
+    matrices = model.n_layer * (4 * C**2 + 2 * C * inner)
+    weights = 4 * P - 3 * matrices + 4 * C * inner if int8_base else 4 * P
+    workers = max(1, config.workers)
+    share = -(-config.batch // workers)
+    micro = min(config.micro_batch or share, share)
+    per_token = model.n_layer * (FROZEN_PER_CHANNEL * C + inner) + 4 * C
+    kept = 4 * config.context * micro * per_token * (BF16_SHARE if bf16 else 1.0)
+    rows = 0 if model.labels else min(max(1, losses.LOGITS_BYTES // (4 * V)), micro * config.context)
+    process = PROCESS_BYTES + (workers - 1) * WORKER_BYTES
+    return int(process + weights + 16 * trained + workers * (kept + 4 * V * rows))
+
+
 def operations_per_token(model: GPT2Config, context: int) -> float:
     """Forward and backward: 6 a weight, and attention's two products over half the context."""
     weights = model.parameters - model.n_positions * model.n_embd
@@ -130,10 +156,10 @@ def choose_workers(parameters: int, batch: int, cores: int) -> int:
     return min(cores, batch) if parameters <= WORKER_PARAMETERS else 1
 
 
-def choose_micro_batch(config: TrainConfig, workers: int) -> int:
-    """Sequences in a forward pass: about MICRO_TOKENS tokens, so that activations stay small."""
+def choose_micro_batch(config: TrainConfig, workers: int, adapter: bool = False) -> int:
+    """Sequences in a forward pass: about MICRO_TOKENS tokens, so that activations stay small; fewer for an adapter."""
     share = -(-config.batch // max(1, workers))
-    return min(share, max(1, MICRO_TOKENS // config.context))
+    return min(share, max(1, (ADAPTER_MICRO_TOKENS if adapter else MICRO_TOKENS) // config.context))
 
 
 def tokens_per_second(
@@ -143,7 +169,7 @@ def tokens_per_second(
     from gpt2kit.training.loop import Gradients
     from gpt2kit.training.objectives import TextObjective
 
-    _check_memory(memory(model, config, precision.dtype == "bf16"))
+    check_memory(memory(model, config, precision.dtype == "bf16"))
     device = runtime.device()
     generator = torch.Generator().manual_seed(0)
     network = GPT2(model, generator).to(device)

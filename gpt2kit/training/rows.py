@@ -9,6 +9,7 @@ Shapes: B rows, T tokens of the longest of them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training import losses
 
 POOL = 32  # batches whose samples are sorted together
+WIDTHS = 32  # that batches are padded to, at most: memory that fits the next one again, kernels made once
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,17 @@ class Row:
     ids: NDArray[np.int64]  # T
     start: int = 1
     labels: tuple[int, ...] = ()
+    width: int = 0  # that a batch with this row is padded to at least; 0: its length
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def on_grid(rows: Sequence[Row]) -> list[Row]:
+    """The same rows with widths: multiples of 1/32 of the longest row, and never beyond it."""
+    longest = max(map(len, rows), default=0)
+    step = -(-longest // WIDTHS)
+    return [dataclasses.replace(row, width=min(-(-len(row) // step) * step, longest)) for row in rows]
 
 
 class RowBatches:
@@ -85,7 +95,7 @@ def _keys(seed: int, number: int) -> tuple[int, ...]:
 def pad(rows: Sequence[Row]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Ids [B, T], zeros behind each row, and lengths [B]. Causal attention never looks at the zeros."""
     lengths = np.array([len(row) for row in rows])
-    ids = np.zeros((len(rows), lengths.max()), np.int64)
+    ids = np.zeros((len(rows), max(max(row.width, len(row)) for row in rows)), np.int64)
     for line, row in zip(ids, rows, strict=True):
         line[: len(row)] = row.ids
     return ids, lengths

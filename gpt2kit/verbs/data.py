@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -89,6 +89,46 @@ def run_tokenizer_info(options: TokenizerInfoOptions) -> int:
 
 
 @dataclass
+class TokenizerExtendOptions:
+    """Add tokens of your text to a model's vocabulary, and rows for them to its embedding; then train it on.
+
+    The ids of the old tokens stay, and so does how they are cut. A new row starts from the old pieces that the token is
+    made of (transplant), from the mean of all rows, or at random.
+
+    Examples:
+      gpt2kit tokenizer extend gpt2 novels.txt --add 4000 --out runs/zh
+      gpt2kit train novels.txt --from runs/zh --out runs/novels --minutes 30
+    """
+
+    model: Positional[str]  # the model folder to start from; it is not changed
+    data: Positional[list[str]]  # text files and folders
+    out: str  # the model folder to make
+    add: int = 4000  # tokens, at most; a token must occur twice
+    init: Literal["transplant", "mean", "random"] = "transplant"  # how the new rows start
+    seed: int = 0  # of random rows
+    field: str | None = None  # the text field of .jsonl, .csv, .tsv and .parquet
+
+
+def run_tokenizer_extend(options: TokenizerExtendOptions) -> int:
+    from gpt2kit.progress import Progress
+    from gpt2kit.recipes.extend import extend_model
+    from gpt2kit.wording import command
+
+    notes: list[str] = []
+    with Progress(transient=True) as shown:
+        made = extend_model(
+            options.model, options.data, options.out, options.add, options.init, options.field, options.seed,
+            notes.append, lambda read, total: shown.reading("learning", read, total),
+        )  # fmt: skip
+    print_notes(notes)
+    fewer = "" if made.added == options.add else f" (the text gives no more of the {options.add:,} asked for)"
+    print(f"{options.out}: {made.added:,} tokens added{fewer}, {made.vocab_size:,} now, {made.parameters:,} parameters")
+    print(f"tokens per character of this text: {made.before:.3f} before, {made.after:.3f} after")
+    print(f"next: {command('train', *options.data, '--from', options.out, '--out', f'{options.out}-trained')}")
+    return 0
+
+
+@dataclass
 class PackOptions:
     """Tokenise text once into memory-mapped shards, to train on many times.
 
@@ -129,5 +169,6 @@ def run_pack(options: PackOptions) -> int:
 VERBS = {
     "tokenizer train": Verb(TokenizerTrainOptions, run_tokenizer_train),
     "tokenizer info": Verb(TokenizerInfoOptions, run_tokenizer_info),
+    "tokenizer extend": Verb(TokenizerExtendOptions, run_tokenizer_extend),
     "pack": Verb(PackOptions, run_pack),
 }

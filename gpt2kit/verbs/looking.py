@@ -9,21 +9,23 @@ from typing import Literal
 from tyro.conf import Positional
 
 from gpt2kit.errors import UserError
+from gpt2kit.recipes.ask_options import AskOptions
 from gpt2kit.verbs import Verb
 from gpt2kit.verbs.output import print_fact, print_json, print_notes
 from gpt2kit.wording import command, plural
 
 
 @dataclass
-class EvaluateOptions:
+class EvaluateOptions(AskOptions):
     """How good a model is: on a text, perplexity per token, bits per byte and per character, with their protocol.
 
     A model that was tuned for a task is asked the task's examples instead, and its answers are scored, each figure
-    with its 95 % interval.
+    with its 95 % interval. With --task, so is a model that was not tuned, by a prompt.
 
     Examples:
       gpt2kit evaluate runs/mine other.txt --context 256 --stride 128
       gpt2kit evaluate runs/reviews test.tsv --report runs/reviews/test
+      gpt2kit evaluate runs/mine test.tsv --task classify --examples train.tsv --shots 4
     """
 
     model: Positional[str]  # a model, run or checkpoint folder
@@ -34,10 +36,12 @@ class EvaluateOptions:
     json: bool = False  # one JSON object with every figure
     hub: bool = False  # let MODEL be a name on the Hugging Face hub
     perplexity: bool = False  # also for a tuned model: the perplexity of a text, not its task's scores
-    report: str | None = None  # of a tuned model: a folder for report.html and report.json
-    columns: str | None = None  # of a tuned model's data: which field is what, as text=review,label=stars
+    task: str | None = None  # classify, translate, answer, rank …; None: what the model was tuned for
+    report: str | None = None  # of a task: a folder for report.html and report.json
+    columns: str | None = None  # of a task's data: which field is what, as text=review,label=stars
     classes: str | None = None  # of a classifier's data: a file with one class a line, for labels that are numbers
-    precision: Literal["int8", "fp32", "auto"] = "auto"  # of the engine that answers for a tuned model
+    tune_threshold: bool = False  # of extractive answers: keep the threshold in the model that is best on this data
+    precision: Literal["int8", "fp32", "auto"] = "auto"  # of the engine that answers a task
     threads: int | None = None  # None: every core
 
 
@@ -48,10 +52,13 @@ def run_evaluate(options: EvaluateOptions) -> int:
     if not options.data:
         raise UserError("nothing to evaluate on", hint=command("evaluate", options.model, "other.txt"))
     path, _ = resolve(options.model, options.hub)
-    if not options.perplexity and lineage(path).get("task") is not None:
+    kept = lineage(path).get("task") or {}
+    if not options.perplexity and (options.task or kept.get("name")) not in (None, "write"):
         return _score(options)
-    if options.report is not None:
-        raise UserError("--report is of a tuned model's answers", hint="leave it out, or tune the model for a task")
+    idle = next((flag for flag in ("report", "tune_threshold", *sorted(options.given)) if getattr(options, flag)), None)
+    if idle is not None:
+        flag = idle.replace("_", "-")
+        raise UserError(f"--{flag} is of a task's answers", hint="name the task: --task classify")
     notes: list[str] = []
     result = evaluate_files(
         options.model, options.data, options.context, options.stride, options.field, notes.append, options.hub
@@ -74,20 +81,26 @@ def run_evaluate(options: EvaluateOptions) -> int:
 
 def _score(options: EvaluateOptions) -> int:
     from gpt2kit.progress import Progress
-    from gpt2kit.recipes.score import score_files, write
+    from gpt2kit.recipes.score import score_files, tune_threshold, write
     from gpt2kit.recipes.tuning_options import read_columns
     from gpt2kit.verbs.generating import tell_stages
 
     notes: list[str] = []
     with Progress(transient=True) as progress:
         found = score_files(
-            options.model, options.data, read_columns(options.columns), options.classes, options.precision,
-            options.threads, notes.append,
+            options.model, options.data, read_columns(options.columns), options.classes, options.task, options,
+            options.precision, options.threads, notes.append,
             lambda done, total: progress.show("answering", done, total, f"{done:,} of {total:,}"), tell_stages(),
         )  # fmt: skip
+    more: dict[str, object] = {}
+    if options.tune_threshold:
+        more["threshold"], found = tune_threshold(options.model, found)
+        notes.append(f"the threshold {more['threshold']:.4f} is kept in {options.model}; the scores are with it")
+    if found.prompts:
+        more["prompts"] = [{"template": one.template, "accuracy": one.accuracy} for one in found.prompts]
     print_notes([*notes, *found.scores.notes])
     if options.json:
-        print_json({"task": found.task, **found.scores.to_dict()})
+        print_json({"task": found.task, **found.scores.to_dict(), **more})
     else:
         for score in found.scores:
             print(score)

@@ -23,6 +23,7 @@ A flag wins over the environment, that over the file. Ctrl-C lets running reques
 Examples:
   gpt2kit serve runs/mine
   gpt2kit serve small=runs/a large=runs/b --preload large --port 9000
+  gpt2kit serve runs/base --adapters reviews=runs/reviews/adapter poems=runs/poems/adapter
   gpt2kit serve runs/mine --host 0.0.0.0 --api-key-file keys.json --allowed-hosts models.example.org
 """
 
@@ -37,6 +38,8 @@ def _serve_options() -> type:
         about = arg(help=flag.help, help_behavior_hint=hint)
         if name == "models":
             found.append((name, Positional[Annotated[list[str], about]], _empty_list()))
+        elif name == "adapters":  # several behind one flag, too
+            found.append((name, UseAppendAction[Annotated[list[list[str]], about]], _empty_list()))
         elif kind == tuple[str, ...]:
             found.append((name, UseAppendAction[Annotated[list[str], about]], _empty_list()))
         elif kind is bool:
@@ -56,12 +59,14 @@ def run_serve(options: Any) -> int:
     given = {
         name: value for name, value in vars(options).items() if not (value is None or value is False or value == [])
     }
+    if "adapters" in given:
+        given["adapters"] = [one for group in given["adapters"] for one in group]
     settings = read_settings(given)
     if settings.insecure and settings.api_key_file is None:
         print_notes(["--insecure: whoever reaches this address may use the models, no key is asked for"])
 
     def say(address: str) -> None:
-        print(f"serving {', '.join(settings.folders)} at {address}", flush=True)
+        print(f"serving {', '.join([*settings.folders, *settings.laid])} at {address}", flush=True)
 
     return serve(settings, say, tell_stages())
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from gpt2kit.data.families import RankRow
 from gpt2kit.errors import UserError
+from gpt2kit.recipes.ask_options import AskOptions
 from gpt2kit.recipes.tuning_options import FinetuneOptions, read_columns
 from gpt2kit.verbs import Verb
 from gpt2kit.verbs.generating import tell_stages
-from gpt2kit.verbs.output import print_json
+from gpt2kit.verbs.output import print_json, print_notes
 
 if TYPE_CHECKING:
     from gpt2kit.data.families import Row
+    from gpt2kit.engine import Engine
     from gpt2kit.recipes.events import Event, Reading
-    from gpt2kit.tasks.task import Answer
+    from gpt2kit.tasks.task import Answer, Asked
 
 
 def run_finetune(options: FinetuneOptions) -> int:
@@ -36,39 +39,87 @@ def run_finetune(options: FinetuneOptions) -> int:
 
 
 @dataclass
-class RunOptions:
-    """Ask a model that was tuned for a task: one text, a file with one example a line, or - for standard input.
+class RunOptions(AskOptions):
+    """Ask a model one text, a file with one example a line, or - for standard input.
+
+    A model that was tuned for the task needs no more flags. Others are asked by a prompt: classify needs the labels,
+    examples of a labelled file may stand before the question; rank, embed and write work with every model.
 
     Examples:
       gpt2kit run classify runs/reviews "A fine film."
-      gpt2kit run translate runs/translator sentences.txt
+      gpt2kit run classify runs/mine "A fine film." --labels good,bad --examples train.tsv --shots 4
+      gpt2kit run answer runs/mine "Who wrote it?" --documents manuals/
+      gpt2kit run rank runs/mine "A hot day" --candidates "ice cream" "a fur coat"
       gpt2kit run correct runs/corrector - --json < sentences.txt
     """
 
-    task: Positional[str]  # what the model was tuned for; it is checked
+    task: Positional[str]  # classify, translate, summarise, correct, edit, instruct, chat, answer, rank, write, embed
     model: Positional[str]  # its folder
     text: Positional[str] = "-"  # a text, a file that is there, or -
+    candidates: list[str] | None = None  # of rank; without it each line is {"query": …, "candidates": […]}
+    documents: str | None = None  # of answer: a folder or file to find the answer in
+    passages: int = 5  # of the documents that are read for a question
+    summary: bool = False  # of classify: at the end the share of each label, with its 95 % interval
     json: bool = False  # one JSON object a line: the answer, and what is known of it
     precision: Literal["int8", "fp32", "auto"] = "auto"  # of the engine
     threads: int | None = None  # None: every core
 
 
 def run_task(options: RunOptions) -> int:
-    from gpt2kit.engine import Engine
     from gpt2kit.model.files import lineage
-    from gpt2kit.tasks import task_of
+    from gpt2kit.recipes.asking import choose, with_best_prompt
+    from gpt2kit.tasks.reference import open_for_tasks
 
-    task = task_of(lineage(options.model))
-    if task.name != options.task:
-        raise UserError(
-            f"{options.model} was tuned for {task.name}, not for {options.task}",
-            hint=f"gpt2kit run {task.name} {options.model} …",
-        )
-    engine = Engine.load(options.model, options.precision, options.threads, on_progress=tell_stages())
-    for examples in _batches(task.example, options.text):
-        for example, answer in zip(examples, task.answer(engine, examples), strict=True):
-            _print(example, answer, options.json)
+    task = choose(lineage(options.model).get("task"), options.task, options)
+    _check(options)
+    notes: list[str] = []
+    one = options.text != "-" and not Path(options.text).is_file()
+    with open_for_tasks(options.model, options.precision, options.threads, tell_stages()) as engine:
+        task, _ = with_best_prompt(engine, task, options, notes.append)
+        answer = _answerer(engine, task, options, notes.append)
+        print_notes(notes)
+        told: list[Answer] = []
+        for examples in _batches(_maker(task, options), options.text):
+            for example, found in zip(examples, answer(examples), strict=True):
+                _print(example, found, options.json, one)
+                told += [found] if options.summary else []
+    if options.summary:
+        _summarise(told, options.json)
     return 0
+
+
+def _check(options: RunOptions) -> None:
+    for flag, task in (("candidates", "rank"), ("documents", "answer"), ("summary", "classify")):
+        if getattr(options, flag) and options.task != task:
+            raise UserError(f"--{flag} is of {task}, not of {options.task}")
+    if options.passages < 1:
+        raise UserError(f"passages must be at least 1, got {options.passages}")
+
+
+def _answerer(
+    engine: Engine, task: Asked, options: RunOptions, note: Callable[[str], None]
+) -> Callable[[list[Row]], list[Answer]]:
+    if options.documents is None:
+        return lambda examples: task.answer(engine, examples)
+    from gpt2kit.data.passages import open_library
+    from gpt2kit.recipes.retrieve import answer_from
+
+    library = open_library(options.documents, note)
+    return lambda examples: answer_from(engine, task, library, [row.key for row in examples], options.passages)
+
+
+def _maker(task: Asked, options: RunOptions) -> Callable[[str], Row]:
+    """A line, or the text given, to an example."""
+    if options.candidates is not None:
+        from gpt2kit.tasks.rank import question
+
+        given = options.candidates
+        return lambda text: question(text, given)
+    if options.documents is not None:
+        from gpt2kit.data.families import AnswerRow, Where
+
+        return lambda text: AnswerRow(text, "", (), where=Where("the text given"))
+    return task.example
 
 
 BATCH = 256  # lines that are answered together
@@ -87,11 +138,32 @@ def _batches(make: Callable[[str], Row], given: str) -> Iterator[list[Row]]:
         yield [make(line) for line in lines[a : a + BATCH]]
 
 
-def _print(example: Row, answer: Answer, as_json: bool) -> None:
+def _print(example: Row, answer: Answer, as_json: bool, one: bool) -> None:
+    details = answer.details
     if as_json:
-        print_json({"input": example.key, "answer": answer.text, **answer.details})
+        print_json({"input": example.key, "answer": answer.text, **details})
+    elif "ranking" in details:
+        assert isinstance(example, RankRow)
+        for place in details["ranking"]:
+            print(f"{details['scores'][place]:.4f}  {example.candidates[place]}", flush=True)
+    elif details.get("source"):
+        print(f"{answer.text}  [{details['source']['file']}:{details['source']['line']}]", flush=True)
     else:
-        print(answer.text.replace("\n", " "), flush=True)
+        print(answer.text if one else answer.text.replace("\n", " "), flush=True)
+
+
+def _summarise(answers: Sequence[Answer], as_json: bool) -> None:
+    """The share of each label: for opinions in many texts."""
+    from gpt2kit.scores.shares import shares
+
+    labels = list(answers[0].details["probabilities"]) if answers else []
+    found = shares([answer.details["labels"] for answer in answers], labels)
+    if as_json:
+        print_json({"summary": found.to_dict()["metrics"]})
+        return
+    for score in found:
+        low, high = (100 * (end or 0.0) for end in (score.low, score.high))
+        print(f"{score.name}  {100 * score.value:.1f} % [{low:.1f}, {high:.1f}] of {score.n:,}")
 
 
 @dataclass

@@ -604,3 +604,16 @@ def test_bad_candidates_name_their_field(read, change: dict[str, Any], field: st
 def test_further_right_candidates_are_counted(read) -> None:
     notes = read("a.jsonl", [{"query": "q", "pos": ["a", "c", "d"], "neg": ["b"]}], "rank").report.notes
     assert notes == ["2 further right candidates, left out: one is learned a row"]
+
+
+def test_preferences_are_two_candidates_behind_their_conversation(read) -> None:
+    turns = [{"from": "human", "value": "天为什么是蓝的？"}]
+    chat = {"conversations": turns, "chosen": {"from": "gpt", "value": "散射。"},
+            "rejected": {"from": "gpt", "value": "油漆。"}}  # fmt: skip
+    row = one(read("a.jsonl", [chat], "rank"))
+    assert (row.key, row.candidates, row.chosen) == ("天为什么是蓝的？", ("散射。", "油漆。"), 0)
+    plain = [{"ask": "Flat?", "good": "No.", "poor": "Yes."}, {"ask": "Flat?", "good": "No.", "poor": "No."}]
+    columns = {"prompt": "ask", "chosen": "good", "rejected": "poor"}
+    examples = read("b.jsonl", plain, "rank", columns=columns)
+    assert one(examples).candidates == ("No.", "Yes.")
+    assert problem(examples).field == "poor"

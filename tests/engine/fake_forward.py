@@ -1,19 +1,23 @@
 """A tiny exact model with forward.py's interface: integers only, so that any wrong block, token or position shows.
 
-State t is a hash of (state t-1, token t, t); it is stored in the block that holds position t, with the token and the
-position. A row's logits are a hash of its own state and of all states before it, read through the block table. Every
-read is checked: the stored positions must be 0, 1, 2 ... and each stored state must follow from the one before.
+State t is a hash of (state t-1, token t, t), and of what the slot's adapter stands for; it is stored in the block that
+holds position t, with the token and the position. A row's logits are a hash of its own state and of all states before
+it, read through the block table. Every read is checked: the stored positions must be 0, 1, 2 ... and each stored state
+must follow from the one before.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2kit.engine.adapters import Adapter
 from gpt2kit.engine.weights import Precision
+from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
 
 BLOCK = 16
@@ -65,6 +69,8 @@ class FakeForward:
         self.entered = threading.Lock()
         self.error: Exception | None = None
         self.closed = False
+        self.lent = np.zeros(max_sequences, np.uint64)  # the value of a slot's adapter
+        self.numbers = itertools.count(1)
 
     def step(
         self,
@@ -111,12 +117,13 @@ class FakeForward:
             at = tables[slot, np.arange(p + 1) // BLOCK].astype(np.int64) * BLOCK + np.arange(p + 1) % BLOCK
             before = self.state[at[:-1]]
             previous = before[-1] if p else np.uint64(0)
-            self.state[place] = follow(previous, token, p)
+            lent = self.lent[slot]
+            self.state[place] = follow(previous, token, p) ^ lent
             self.token[place], self.position[place] = token, p
             assert (self.position[at] == np.arange(p + 1)).all(), "a stale position is read"
             if p:
                 chain = follow(before[:-1], self.token[at[1:-1]], np.arange(1, p))
-                assert (self.state[at[1:-1]] == chain).all(), "keys of another sequence are read"
+                assert (self.state[at[1:-1]] == chain ^ lent).all(), "keys of another sequence are read"
             h = mix(np.bitwise_xor.reduce(mix(self.state[at])))
             if hidden:
                 self.hidden[r] = (mix(h + np.arange(4).astype(np.uint64)) >> np.uint64(40)).astype(np.float32)
@@ -138,6 +145,17 @@ class FakeForward:
         a, b = source * BLOCK, target * BLOCK
         for array in (self.state, self.token, self.position):
             array[b : b + BLOCK] = array[a : a + BLOCK]
+
+    def pack_adapter(self, name: str, factors: Any) -> Adapter:
+        """`factors`: a number that stands for what the adapter does."""
+        if not isinstance(factors, int):
+            raise UserError("no factors")
+        value = np.array([factors], np.int64)
+        return Adapter(name, next(self.numbers), value, np.zeros(8, np.float32), 4, 1)
+
+    def use_adapter(self, slot: int, adapter: Adapter | None) -> None:
+        assert (adapter is None) == bool(self.lent[slot]), "given to a slot that has one, or taken where there is none"
+        self.lent[slot] = 0 if adapter is None else mix(np.uint64(adapter.table[0]))
 
     def close(self) -> None:
         self.closed = True

@@ -9,7 +9,7 @@ Shapes: T tokens, C channels, H heads, D head size, V vocabulary, N outputs and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,29 +128,57 @@ def attention(qkv: Floats, heads: int, alpha: float) -> Floats:
     return np.ascontiguousarray(out.transpose(1, 0, 2)).reshape(T, C)
 
 
-class Oracle:
-    """Token ids of one sequence to logits, by the definition of the int8 arithmetic."""
+Pair = tuple[Floats, Floats]  # A [r, K], B [N, r] of an adapter
 
-    def __init__(self, weights: EngineWeights) -> None:
+
+def low_rank(y: Floats, x: Floats, pair: Pair | None) -> Floats:
+    """y [T, N] + (x A^T) B^T: A x by lane sums, the sum over r ascending."""
+    if pair is None:
+        return y
+    a, b = pair
+    total = np.zeros_like(y)
+    for k in range(len(a)):
+        total = total + lane_sum(x * a[k])[:, None] * b[:, k]
+    return y + total
+
+
+def unsmoothed(factors: Mapping[str, Pair], smoothing: Smoothing) -> dict[str, Pair]:
+    """An adapter's factors for inputs that come divided, and outputs that are wanted multiplied."""
+    found = {}
+    for name, (a, b) in factors.items():
+        s, end = smoothing.layers[int(name.split(".")[1])], name.split(".", 2)[2]
+        inputs = {"attn.c_attn": s.c_attn, "attn.c_proj": s.attn_proj, "mlp.c_fc": s.c_fc}
+        outputs = np.concatenate([s.qk, ONE / s.qk, ONE / s.attn_proj])[:, None]
+        found[name] = a * inputs.get(end, ONE / (ONE / s.mlp_proj)), b * outputs if end == "attn.c_attn" else b
+    return found
+
+
+class Oracle:
+    """Token ids of one sequence to logits, by the definition of the int8 arithmetic. `factors`: see `unsmoothed`."""
+
+    def __init__(self, weights: EngineWeights, factors: Mapping[str, Pair] | None = None) -> None:
         assert weights.precision == "int8", weights.precision
-        self.weights, self.config = weights, weights.config
+        self.weights, self.config, self.factors = weights, weights.config, factors or {}
 
     def _rows(self, token_ids: Sequence[int]) -> Floats:
         """The rows after ln_f [T, C], as the head's product takes them."""
         ids, w = np.asarray(token_ids, np.int64), self.weights
         assert 0 < len(ids) <= self.config.n_positions
         x = (w.wte.q[ids].astype(f32) * w.wte.scale[ids, None]) * w.unsmooth + w.wpe[: len(ids)]
-        for layer in w.layers:
-            x = self._block(x, layer)
+        for index, layer in enumerate(w.layers):
+            x = self._block(x, layer, f"h.{index}")
         return layernorm(x, w.ln_f_g, w.ln_f_b, self.config.layer_norm_epsilon)
 
-    def _block(self, x: Floats, layer: LayerWeights) -> Floats:
-        epsilon = self.config.layer_norm_epsilon
-        qkv = linear(*quantise(layernorm(x, layer.ln_1_g, layer.ln_1_b, epsilon)), layer.c_attn)
-        x = x + linear(*quantise(attention(qkv, self.config.n_head, layer.alpha)), layer.attn_proj)
-        f = linear(*quantise(layernorm(x, layer.ln_2_g, layer.ln_2_b, epsilon)), layer.c_fc)
+    def _block(self, x: Floats, layer: LayerWeights, name: str) -> Floats:
+        epsilon, factors = self.config.layer_norm_epsilon, self.factors
+        h = layernorm(x, layer.ln_1_g, layer.ln_1_b, epsilon)
+        qkv = low_rank(linear(*quantise(h), layer.c_attn), h, factors.get(f"{name}.attn.c_attn"))
+        y = attention(qkv, self.config.n_head, layer.alpha)
+        x = low_rank(x + linear(*quantise(y), layer.attn_proj), y, factors.get(f"{name}.attn.c_proj"))
+        h = layernorm(x, layer.ln_2_g, layer.ln_2_b, epsilon)
+        f = low_rank(linear(*quantise(h), layer.c_fc), h, factors.get(f"{name}.mlp.c_fc"))
         f = activation(self.config.activation_function, f) * layer.post
-        return x + linear(*quantise(f), layer.mlp_proj)
+        return low_rank(x + linear(*quantise(f), layer.mlp_proj), f, factors.get(f"{name}.mlp.c_proj"))
 
     def hidden(self, token_ids: Sequence[int]) -> Floats:
         """The model's last hidden state [T, C]: the smoothing that lies in ln_f is taken out again."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from fake_forward import FakeForward
 
+from gpt2kit.engine.adapters import Adapter
 from gpt2kit.engine.job import Job
 from gpt2kit.engine.scheduler import Scheduler
 from gpt2kit.model.completion import Event, view_start
@@ -15,6 +16,7 @@ from gpt2kit.model.sampling import SamplingSettings, describe
 
 V, N = 29, 64
 EOS = 0
+ADAPTERS = [Adapter(name, i + 1, np.array([i + 7]), np.zeros(0, np.float32), 4, 1) for i, name in enumerate("ab")]
 
 
 def config(vocab_size: int = V, n_positions: int = N) -> GPT2Config:
@@ -30,7 +32,7 @@ class Asked(Job):
     """A request that keeps its events."""
 
     def __init__(self, prompt: list[int], N: int = N, **options: Any) -> None:
-        names = ("window", "salt", "speculate", "echo", "pooling")
+        names = ("window", "salt", "speculate", "echo", "pooling", "adapter")
         own = {name: options.pop(name) for name in names if name in options}
         options = {"temperature": 0.0, "logprobs": 1, "max_tokens": 8, **options}
         super().__init__(prompt, SamplingSettings(**options), EOS, None, N, **own)
@@ -97,6 +99,8 @@ def by_definition(prompt: list[int], repeats: float = 0.0, **options: Any) -> An
         at = np.arange(len(view), dtype=np.int32)
         table = np.zeros((8, forward.blocks_per_sequence), np.int32)
         table[0] = np.arange(forward.blocks_per_sequence)
+        if job.adapter is not None:
+            forward.use_adapter(0, job.adapter)
         return forward.step(np.array(view, np.int32), at, np.zeros_like(at), table, at)
 
     job.open = 1

@@ -24,9 +24,10 @@ from schedules import EOS, N, V, alone, config
 
 import gpt2kit.engine
 from gpt2kit import runtime
-from gpt2kit.engine.engine import Engine, Request, plan_blocks
+from gpt2kit.engine.engine import Engine, Request
 from gpt2kit.engine.handle import Handle
 from gpt2kit.engine.models import Models
+from gpt2kit.engine.plan import plan_blocks
 from gpt2kit.errors import UserError
 from gpt2kit.model.completion import Completion
 from gpt2kit.model.config import GPT2Config

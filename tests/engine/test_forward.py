@@ -107,10 +107,19 @@ def test_one_or_more_threads_and_any_chunks_give_the_same_bytes(precision: weigh
     [pytest.param(name, marks=[pytest.mark.slow] * (name != "plain")) for name in simd.available()[1:]],
 )
 def test_every_instruction_set_gives_the_same_bytes(name: str, int8_forward: Forward) -> None:
-    ids = prompt(BASE, 50)
-    expected = feed(int8_forward, ids, [50], tables_for(int8_forward, 1))
+    ids, rng = prompt(BASE, 50), np.random.default_rng(2)
+    drawn = {
+        end: rng.standard_normal((5, 48 + n)).astype(np.float32) for end, n in (("attn.c_attn", 144), ("mlp.c_fc", 192))
+    }
+    factors = {f"h.1.{end}": (both[:, :48], both[:, 48:].T) for end, both in drawn.items()}
     with Forward(pack(engine_weights(BASE)), threads=1, blocks=5, instructions_name=name) as forward:
-        assert feed(forward, ids, [3, 1, 46], tables_for(forward, 1)).tobytes() == expected.tobytes()
+        for adapter in (None, factors):
+            if adapter is not None:
+                for one in (int8_forward, forward):
+                    one.use_adapter(0, one.pack_adapter("a", adapter))
+            expected = feed(int8_forward, ids, [50], tables_for(int8_forward, 1))
+            assert feed(forward, ids, [3, 1, 46], tables_for(forward, 1)).tobytes() == expected.tobytes()
+    int8_forward.use_adapter(0, None)
 
 
 def test_an_instruction_set_that_is_not_here_is_refused() -> None:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from schedules import Asked, N, V, alone, by_definition, run, scheduler
+from schedules import ADAPTERS, Asked, N, V, alone, by_definition, run, scheduler
 
 from gpt2kit.engine.scheduler import Scheduler
 from gpt2kit.errors import UserError
@@ -22,13 +22,19 @@ def some_request(rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.1:
         prompt = prompt * 3
     if rng.random() < 0.1:
-        return {"prompt": prompt[:N], "pooling": rng.choice(["mean", "last"]), "salt": rng.choice(["", "b"])}
+        return {
+            "prompt": prompt[:N],
+            "pooling": rng.choice(["mean", "last"]),
+            "salt": rng.choice(["", "b"]),
+            "adapter": rng.choice([None, *ADAPTERS]),
+        }
     options: dict[str, Any] = {
         "prompt": prompt,
         "max_tokens": rng.choice([0, 1, 2, 9, 20, 45]),
         "salt": rng.choice(["", "", "b"]),
         "speculate": rng.random() < 0.7,
         "ignore_eos": rng.random() < 0.5,
+        "adapter": rng.choice([None, None, *ADAPTERS]),
     }
     if rng.random() < 0.4:
         options |= {"temperature": 0.8, "seed": rng.randrange(1000), "n": rng.choice([1, 1, 2, 3])}
@@ -77,7 +83,7 @@ def run_schedule(seed: int) -> None:
                 made.cancel(job)
                 cancelled.add(job)
                 made.pool.check()
-                assert not any(lease.salt is None for lease in made.pool.leases)
+                assert not any(lease.root is None for lease in made.pool.leases)
         if rng.random() < 0.01:
             made.pool.clear()
         made.step()
@@ -172,6 +178,18 @@ def test_a_continued_conversation_finds_its_own_answer() -> None:
     again = Asked([*first.generations[0].ids, 1, 2], max_tokens=2)
     run(made, [again])
     assert again.found == 32  # 20 + 20 tokens, the last of which was never computed
+
+
+def test_another_adapter_computes_for_itself() -> None:
+    made = scheduler()
+    answers = []
+    for adapter in (None, *ADAPTERS, None, *ADAPTERS):
+        job = Asked(PROMPT, adapter=adapter)
+        run(made, [job])
+        assert job.answer() == by_definition(PROMPT, adapter=adapter)
+        answers.append((job.found, job.generations[0].output))
+    assert [found for found, _ in answers] == [0, 0, 0, 16, 16, 16]
+    assert len({tuple(output) for _, output in answers}) == 3
 
 
 def test_another_tenant_computes_for_itself() -> None:

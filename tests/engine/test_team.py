@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpt2kit.engine import simd
 from gpt2kit.engine.kernels import OPTIONS
 from gpt2kit.engine.simd import atomic_add
-from gpt2kit.engine.team import Team, barrier
+from gpt2kit.engine.team import PHASE, Team, barrier
 
 WIDTH, STAGES = 24, 400
 
@@ -26,7 +26,7 @@ def add_in_stages(
     isa: Any, tid: int, threads: int, job: Any, control: Any, rows: Any, sums: Any
 ) -> None:  # pragma: no cover  (compiled)
     """Row s is made from row s - 1, of which every thread wrote a part; all add to one sum a stage."""
-    phase = job[4]
+    phase = job[PHASE]
     low, high = WIDTH * tid // threads, WIDTH * (tid + 1) // threads
     for stage in range(1, job[0]):
         for i in range(low, high):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,7 @@ def test_tokens_that_were_cached_are_told(live: Live) -> None:
 def test_a_prompt_beyond_the_context_is_a_400_with_the_numbers(live: Live) -> None:
     error = refused(live, "/v1/completions", 400, prompt=[[5], [5] * (CONTEXT + 1)])
     assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    assert error["message"].endswith("128 tokens, the prompt has 129")
     assert f" {CONTEXT} " in error["message"]
     assert f" {CONTEXT + 1}" in error["message"]
     answer = live.post("/v1/completions", prompt=[5] * CONTEXT, max_tokens=5)
@@ -239,6 +241,7 @@ def test_chat_needs_a_template_and_room(live: Live) -> None:
     turns = [{"role": "user", "content": "春" * 100}]
     error = refused(live, "/v1/chat/completions", 400, model="chatty", messages=turns)
     assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    assert re.fullmatch(r".* length is 128 tokens, the messages have \d+", error["message"])
     error = refused(live, "/v1/chat/completions", 400, model="chatty", messages=TURNS, tools=[])
     assert error["param"] == "tools"
 

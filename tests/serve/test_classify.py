@@ -1,4 +1,4 @@
-"""POST /v1/classify by a tuned classifier: what the model file says, in any company."""
+"""POST /v1/classify and /v1/rank by tuned models: what the model file says, in any company."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from gpt2kit.data.families import Where
 from gpt2kit.model import folder
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.tasks.classify import Classify, LabelRow
+from gpt2kit.tasks.rank import Rank
 
 LABELS = ("正面", "负面", "other")
 TEXTS = ["春眠不觉晓", "Once upon a time", "a" * 400]
 
 
-def classifier(path: Path, multi_label: bool) -> None:
+def tune(path: Path, task: Classify | Rank) -> None:
+    """A model with the task's head, drawn at random."""
     make_model(path)
     base, tokenizer = folder.load(path)
-    task = Classify(LABELS, multi_label)
     torch.manual_seed(1)
     model = GPT2(task.model_config(base.config))
     model.load_state_dict(base.state_dict(), strict=False)
@@ -33,7 +34,7 @@ def classifier(path: Path, multi_label: bool) -> None:
 @pytest.fixture(scope="module", params=[False, True], ids=["one", "several"])
 def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, Path]]:
     path = tmp_path_factory.mktemp("tuned") / "tiny"
-    classifier(path, request.param)
+    tune(path, Classify(LABELS, request.param))
     with serving({"tiny": path}) as live:
         yield live, path
 
@@ -73,3 +74,27 @@ def test_a_folder_with_labels_says_so(tuned: tuple[Live, Path]) -> None:
     live, path = tuned
     assert live.get("/v1/models/tiny")["gpt2kit"]["config"]["labels"] == list(LABELS)
     assert folder.load(path)[0].config.labels == LABELS
+
+
+def test_documents_are_ranked_as_the_model_file_scores_them(tmp_path: Path) -> None:
+    tune(tmp_path / "tiny", Rank())
+    model, tokenizer = folder.load(tmp_path / "tiny")
+    assert tokenizer is not None
+    query, documents = "春天的诗", [*TEXTS, "春眠不觉晓", "夜来风雨声"]
+    with serving({"tiny": tmp_path / "tiny"}) as live:
+        found = live.post("/v1/rank", query=query, documents=documents)
+        best = live.post("/v1/rank", query=query, documents=documents, top_n=2)
+        assert live.ask("POST", "/v1/classify", {"model": "tiny", "input": "a"})[0] == 400
+    ids, cut = Rank().ids(query, documents, tokenizer, CONTEXT)
+    assert cut
+    assert found["usage"]["prompt_tokens"] == sum(map(len, ids))
+    with torch.no_grad():
+        scores = [float(model.classify(torch.tensor([row]), torch.tensor([len(row)]))) for row in ids]
+    results = found["results"]
+    assert [one["document"]["text"] for one in results] == [documents[one["index"]] for one in results]
+    for one in results:
+        assert one["relevance_score"] == pytest.approx(scores[one["index"]], abs=1e-3)  # fp32, in another order
+    order = [one["index"] for one in results]
+    assert order == sorted(range(5), key=lambda index: (-results[order.index(index)]["relevance_score"], index))
+    assert order.index(0) < order.index(3)  # the same text
+    assert best["results"] == results[:2]

@@ -61,7 +61,8 @@ def test_one_model_is_served_with_the_defaults(served: list[ServeSettings], caps
 def test_every_setting_has_a_flag(served: list[ServeSettings], tmp_path: Path) -> None:
     (tmp_path / "serve.toml").write_text("")
     wanted = ServeSettings(
-        models=("a=runs/x", "runs/y"), host="::1", port=0, precision="int8", threads=1, max_batch=2, cache_memory=3,
+        models=("a=runs/x", "runs/y"), adapters=("b=runs/b/adapter", "c@y=runs/c"), host="::1", port=0,
+        precision="int8", threads=1, max_batch=2, cache_memory=3,
         model_memory=4, preload=("y", "a"), api_key_file="keys.json", insecure=True, max_queued=0, shutdown_timeout=0.0,
         max_connections=7, body_limit=8, head_limit=900, head_timeout=1.5, body_rate=0, body_grace=0.0, keep_alive=2.5,
         json_depth=3, max_list=4, max_stop=0, max_n=5, max_tokens_total=6, response_cache=7,
@@ -79,6 +80,15 @@ def test_every_setting_has_a_flag(served: list[ServeSettings], tmp_path: Path) -
                 words += [flag, str(one)]
     assert run("serve", *words) == 0
     assert served == [wanted]
+
+
+def test_several_adapters_may_stand_behind_one_flag(
+    served: list[ServeSettings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("serve", "runs/base", "--adapters", "a=runs/a/adapter", "b=runs/b", "--adapters", "c=runs/c")
+    assert served[0].adapters == ("a=runs/a/adapter", "b=runs/b", "c=runs/c")
+    assert served[0].models == ("runs/base",)
+    assert capsys.readouterr().out.startswith("serving base, a, b, c at")
 
 
 def test_a_flag_wins_even_where_it_says_the_default(

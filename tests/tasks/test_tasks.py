@@ -15,16 +15,13 @@ from gpt2kit.tasks.answer import Answer
 from gpt2kit.tasks.chat import Chat
 from gpt2kit.tasks.classify import Classify, probabilities
 from gpt2kit.tasks.pairs import Pairs, changes
-from gpt2kit.tasks.task import completions
+from gpt2kit.tasks.rank import Rank
+from gpt2kit.tasks.spans import Spans
+from gpt2kit.tasks.task import Task, completions
+from gpt2kit.tasks.write import Write
 from gpt2kit.text.tokenizer import Tokenizer
-from gpt2kit.text.training import train_tokenizer
 
 HERE = Where("test")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(["abcdefghijklmnopqrstuvwxyz \n=>:;.,?! 春眠不觉晓"], "char")
 
 
 # completions
@@ -116,8 +113,11 @@ def test_a_passage_is_cut_to_the_window_that_holds_the_answer(tokenizer: Tokeniz
     assert windows[0][0] == 0
     assert windows[-1][1] == len(passage)
     assert all(b[0] < a[1] for a, b in itertools.pairwise(windows))  # they overlap
-    with pytest.raises(UserError, match="fills the context"):
-        task.encode([AnswerRow("w" * 200, "p", (), where=HERE)], tokenizer, 96)
+    long = task.encode([AnswerRow("v" * 100 + "w" * 100, "p", (), where=HERE)], tokenizer, 96)
+    assert long.cut == 1
+    assert tokenizer.decode(long.rows[0].ids[: long.rows[0].start].tolist()) == "p\n\n" + "w" * 48 + "\n=>\n"
+    with pytest.raises(UserError, match="fill the context"):
+        Answer("x" * 90 + "{passage}{question}").encode([row], tokenizer, 96)
 
 
 def test_changes_are_in_the_places_of_the_text_before() -> None:
@@ -129,11 +129,14 @@ def test_changes_are_in_the_places_of_the_text_before() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_survives_its_lineage(name: str) -> None:
-    made = {"classify": Classify(("x", "y"), True), "chat": Chat(max_tokens=9), "answer": Answer(max_tokens=9)}
+    made: dict[str, Task] = {
+        "classify": Classify(("x", "y"), True), "chat": Chat(max_tokens=9), "answer": Answer(max_tokens=9),
+        "rank": Rank("{query}: {candidate}"), "write": Write(max_tokens=9),
+    }  # fmt: skip
     task = made.get(name) or Pairs(name, "{prompt}!", 9)
     assert task_of({"task": task.values()}) == task
     base = GPT2Config(64, 16, 16, 1, 2)
-    assert bool(task.model_config(base).labels) == (name == "classify")
+    assert bool(task.model_config(base).labels) == (name in ("classify", "rank"))
 
 
 def test_a_model_without_a_task_says_how_to_tune_one() -> None:
@@ -144,3 +147,9 @@ def test_a_model_without_a_task_says_how_to_tune_one() -> None:
         task_of({"task": {"name": "clasify"}})
     with pytest.raises(UserError, match="not ones that this version wrote"):
         task_of({"task": {"name": "classify", "lables": ["a"]}})
+
+
+def test_an_answers_mode_is_one_of_two() -> None:
+    assert task_of({"task": Spans().values()}) == Spans()
+    with pytest.raises(UserError, match="did you mean 'extractive'"):
+        task_of({"task": {"name": "answer", "mode": "extractve"}})

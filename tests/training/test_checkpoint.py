@@ -19,7 +19,7 @@ import torch
 from gpt2kit import commit
 from gpt2kit.errors import UserError
 from gpt2kit.training import checkpoint, optim
-from gpt2kit.training.checkpoint import STATE, TENSORS, State
+from gpt2kit.training.checkpoint import STATE, TENSORS, State, WholeModel
 
 
 def write(toy: Any, run: Path, step: int, keep: int = 10, losses: dict[str, float] | None = None) -> Path:
@@ -30,13 +30,13 @@ def write(toy: Any, run: Path, step: int, keep: int = 10, losses: dict[str, floa
         parameter.grad = torch.ones_like(parameter)
     optim.update(optimizers, 1.0, 1, 1.0)
     state = State(step=step, total=100, losses=losses or {})
-    return checkpoint.save(run, model, None, optimizers, state, {"name": "toy"}, keep)
+    return checkpoint.save(run, WholeModel(model), optimizers, state, {"name": "toy"}, keep)
 
 
 def restored(toy: Any, path: Path) -> tuple[State, dict[str, torch.Tensor]]:
     model = toy.model(seed=50)
     optimizers = optim.build(model, toy.settings())
-    state = checkpoint.restore(path, model, optimizers)
+    state = checkpoint.restore(path, WholeModel(model), optimizers)
     return state, {**model.state_dict(), **optim.state_tensors(model, optimizers)}
 
 
@@ -156,7 +156,7 @@ from gpt2kit import commit
 from gpt2kit.errors import UserError
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
 from gpt2kit.training import checkpoint, optim
-from gpt2kit.training.checkpoint import State
+from gpt2kit.training.checkpoint import State, WholeModel
 from gpt2kit.training.config import TrainConfig
 run, limit = Path(sys.argv[1]), int(sys.argv[2])
 model = GPT2(GPT2Config(vocab_size=65, n_positions=16, n_embd=32, n_layer=2, n_head=2))
@@ -165,7 +165,7 @@ for parameter in model.parameters():
     parameter.grad = torch.ones_like(parameter)
 optim.update(optimizers, 1.0, 1, 1.0)
 def save(step):
-    return checkpoint.save(run, model, None, optimizers, State(step=step, total=9), {"name": "toy"}, 2)
+    return checkpoint.save(run, WholeModel(model), optimizers, State(step=step, total=9), {"name": "toy"}, 2)
 save(1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:

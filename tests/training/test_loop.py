@@ -15,7 +15,7 @@ from gpt2kit import commit
 from gpt2kit.errors import UserError
 from gpt2kit.text.training import train_tokenizer
 from gpt2kit.training import checkpoint, fast, loop, optim
-from gpt2kit.training.checkpoint import State
+from gpt2kit.training.checkpoint import State, WholeModel
 from gpt2kit.training.objectives import MASK, TextObjective
 
 # fp32 on one thread, seed 3, Muon, 16 x 16: change them only together with the reason why the arithmetic changed
@@ -111,6 +111,97 @@ def test_the_step_divides_by_tokens_not_by_parts(toy: Any, tmp_path: Path) -> No
     assert step.rate == pytest.approx(optim.rate(run.config, 0, 1))
 
 
+# Hooks
+
+
+def pull(model: Any) -> loop.Penalty:
+    """0.3 |w - 1|^2 of every weight: nothing that the rows know of."""
+    return lambda: 0.3 * torch.stack([(parameter - 1).square().sum() for parameter in model.parameters()]).sum()
+
+
+def penalised_gradient(toy: Any, penalised: bool = True, **changes: Any) -> tuple[float, int, list[torch.Tensor]]:
+    """Of rows whose counts differ: slices of like size have unlike shares in the count."""
+    model, config = toy.model(), toy.settings(batch=16, objective="masked", dropout=0.1, **changes)
+    objective = TextObjective(config, model.config.vocab_size, masking_tokenizer())
+    penalty = pull(model) if penalised else None
+    gradients = loop.Gradients(model, objective, config, toy.precision, torch.device("cpu"), penalty)
+    fast.accelerate(model, config.seed, config.dropout)
+    model.train()
+    try:
+        total, count = gradients(toy.ids(16, 17).numpy(), 3)
+    finally:
+        gradients.close()
+    return total, count, [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("changes", SLICED)
+def test_a_sliced_batch_has_the_same_penalty(toy: Any, changes: dict[str, Any]) -> None:
+    total, count, whole = penalised_gradient(toy)
+    sliced_total, sliced_count, sliced = penalised_gradient(toy, **changes)
+    assert (sliced_count, sliced_total) == (count, pytest.approx(total, rel=1e-6))
+    for a, b in zip(whole, sliced, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-3)  # |gradient| is about 0.6 x 50
+
+
+def test_the_penalty_is_in_nats_a_token_and_outside_the_reported_loss(toy: Any) -> None:
+    total, count, with_it = penalised_gradient(toy)
+    plain_total, _, without = penalised_gradient(toy, penalised=False)
+    assert total == plain_total
+    for weight, a, b in zip(toy.model().parameters(), with_it, without, strict=True):
+        torch.testing.assert_close((a - b) / count, 0.6 * (weight.detach() - 1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_penalty_of_none_and_one_of_zero_are_plain(toy: Any, tmp_path: Path) -> None:
+    plain = toy.run(tmp_path / "plain", steps=3)
+    toy.fit(plain)
+    for name, penalty in (("none", lambda: None), ("zero", lambda: torch.zeros(()))):
+        run = toy.run(tmp_path / name, steps=3)
+        run.penalty = penalty
+        toy.fit(run)
+        assert all(map(torch.equal, run.model.state_dict().values(), plain.model.state_dict().values())), name
+
+
+def test_a_penalty_moves_the_weights_and_leaves_evaluations_alone(toy: Any, tmp_path: Path) -> None:
+    plain, pulled = (toy.run(tmp_path / name, steps=20, optimizer="adamw") for name in ("plain", "pulled"))
+    pulled.penalty = lambda: 10 * pulled.model.ln_f.bias.sub(1).square().mean()
+    toy.fit(plain)
+    found = toy.fit(pulled)
+    away, plain_away = (float((run.model.ln_f.bias.detach() - 1).abs().mean()) for run in (pulled, plain))
+    assert away < plain_away - 0.02
+    with torch.no_grad():
+        windows = torch.from_numpy(pulled.validation)
+        logits = pulled.model(windows[:, :-1])
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    assert events(found, loop.Evaluated)[-1].loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_step_sees_each_step_and_its_gradients(toy: Any, tmp_path: Path, workers: int) -> None:
+    run = toy.run(tmp_path, steps=4, workers=workers)
+    seen: list[tuple[int, int, bool]] = []
+    before = [run.model.ln_f.weight.detach().clone()]
+
+    def after_step(step: int, total: int) -> None:
+        grad = run.model.ln_f.weight.grad
+        changed = not torch.equal(run.model.ln_f.weight, before[0])
+        before[0] = run.model.ln_f.weight.detach().clone()
+        seen.append((step, total, changed and grad is not None and bool(grad.abs().sum() > 0)))
+
+    run.after_step = after_step
+    saved = [event.step for event in events(toy.fit(run), loop.Saved)]
+    assert seen == [(1, 4, True), (2, 4, True), (3, 4, True), (4, 4, True)]
+    assert saved == [4]
+
+
+def test_what_after_step_changes_is_in_the_checkpoint(toy: Any, tmp_path: Path) -> None:
+    run = toy.run(tmp_path, steps=2)
+    run.after_step = lambda step, total: run.model.ln_f.bias.data.fill_(step)
+    toy.fit(run)
+    again = toy.model(seed=5)
+    checkpoint.restore(checkpoint.newest(tmp_path)[0], WholeModel(again), optim.build(again, run.config))
+    assert bool((again.ln_f.bias == 2).all())
+
+
 # The golden run, and resume
 
 
@@ -138,7 +229,7 @@ def resumed(toy: Any, folder: Path, at: int, **changes: Any) -> Path:
     optimizers = optim.build(again.model, again.config)
     path, notes = checkpoint.newest(folder)
     assert notes == []
-    state = checkpoint.restore(path, again.model, optimizers)
+    state = checkpoint.restore(path, WholeModel(again.model), optimizers)
     assert state.step == at
     assert list(loop.fit(again, optimizers, state))[-1] == loop.Stopped(again.config.steps, "finished")
     return checkpoint.newest(folder)[0]

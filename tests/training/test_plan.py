@@ -78,6 +78,70 @@ def test_memory_is_planned_within_15_percent_of_the_peak(
     assert planned == pytest.approx(int(done.stdout), rel=0.15)
 
 
+ADAPTER = """
+import sys, json
+import numpy as np, torch
+from gpt2kit import peft, runtime
+from gpt2kit.model.gpt2 import GPT2, GPT2Config
+from gpt2kit.training import fast, loop, optim
+from gpt2kit.training.config import TrainConfig
+from gpt2kit.training.rows import Completions, Row
+runtime.set_threads(1)
+runtime.tune_allocator()
+shape, settings, name = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+config = TrainConfig(**settings)
+network = GPT2(GPT2Config(**shape), torch.Generator().manual_seed(0))
+if name == "int8":
+    peft.quantise_base(network, "onednn" if runtime.has_onednn() else "aten")
+adapted = peft.inject(network, peft.method("lora-all"))
+backend = "onednn" if runtime.has_onednn() else "aten"
+fast.accelerate(network.train(), 0, 0.0, 0.0, backend)
+gradients = loop.Gradients(network, Completions(), config, runtime.Precision("fp32", backend, ""), torch.device("cpu"))
+optimizers = optim.build(network, config)
+rng = np.random.default_rng(0)
+for step in range(3):
+    rows = [Row(rng.integers(0, 4000, config.context + 1)) for _ in range(config.batch)]
+    total, count = gradients(rows, step)
+    optim.update(optimizers, 1.0, count, 1.0)
+gradients.close()
+print(runtime.peak_memory(), adapted.trainable)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the formula is fitted to glibc's allocator")
+@pytest.mark.parametrize(
+    ("shape", "settings", "base"),
+    [
+        (SIX, {"batch": 16, "context": 255, "micro_batch": 16}, "float"),
+        (SIX, {"batch": 16, "context": 255, "micro_batch": 8, "workers": 2}, "float"),
+        (SMALL, {"batch": 4, "context": 256}, "float"),
+        (SMALL, {"batch": 4, "context": 256}, "int8"),
+    ],
+)
+def test_an_adapters_memory_is_planned_within_20_percent_of_the_peak(
+    shape: dict[str, Any], settings: dict[str, Any], base: str
+) -> None:
+    settings = {"workers": 1, "optimizer": "adamw", **settings}
+    done = subprocess.run(
+        [sys.executable, "-c", ADAPTER, json.dumps(shape), json.dumps(settings), base],
+        capture_output=True, text=True, check=False, timeout=900, env=os.environ | {"NUMBA_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    peak, trained = map(int, done.stdout.split())
+    planned = plan.adapter_memory(GPT2Config(**shape), TrainConfig(**settings), trained, int8_base=base == "int8")
+    assert planned == pytest.approx(peak, rel=0.2)
+
+
+def test_an_adapter_takes_less_memory_than_full_tuning_and_int8_less_still(toy: Any) -> None:
+    model, config = GPT2Config(**SMALL), toy.settings(batch=4, context=512, optimizer="adamw")
+    full, lora = plan.memory(model, config), plan.adapter_memory(model, config, 294_912)
+    assert lora < 0.6 * full
+    assert plan.adapter_memory(model, config, 294_912, int8_base=True) < lora - 200e6
+    assert plan.adapter_memory(model, config, 7_089_408) > lora + 100e6
+    assert plan.adapter_memory(model, config, 294_912, bf16=True) < lora
+
+
 def test_a_plan_that_does_not_fit_is_refused_with_the_flags(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = plan.make(gpt2_xl(), toy.settings(context=1024), FP32, 10**6, speed=1.0)
     assert made.memory > 20e9

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from gpt2kit.errors import UserError
 from gpt2kit.model import folder
 from gpt2kit.training import loop, losses, optim
-from gpt2kit.training.rows import POOL, Classes, Completions, Row, RowBatches, pad
+from gpt2kit.training.rows import POOL, Classes, Completions, Row, RowBatches, on_grid, pad
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -59,6 +59,33 @@ def test_rows_of_like_length_share_a_batch_and_lengths_do_not_ascend_with_the_st
     assert padded < 1.1 * sum(map(len, given))
     middles = [np.mean(b) for b in batches]
     assert abs(np.corrcoef(middles, np.arange(POOL))[0, 1]) < 0.5
+
+
+def test_the_grid_has_few_widths_never_beyond_the_longest_row() -> None:
+    """A model with exactly the longest row's positions can take every batch."""
+    rng = np.random.default_rng(0)
+    given = [Row(rng.integers(0, 65, length)) for length in range(1, 101)]
+    widths = [row.width for row in on_grid(given)]
+    assert len(set(widths)) == 25  # 4, 8, ... 100
+    assert all(len(row) <= width < len(row) + 4 for row, width in zip(given, widths, strict=True))
+    assert max(row.width for row in on_grid(given[:99])) == 99
+    assert pad(on_grid(given)[:6])[0].shape == (6, 8)
+    assert [row.width for row in on_grid(given[:30])] == list(range(1, 31))
+
+
+def test_padding_to_the_grid_changes_neither_loss_nor_gradient(toy: Any) -> None:
+    model = toy.model(n_positions=64, labels=("a", "b", "c"))
+    rng = np.random.default_rng(0)
+    given = [Row(rng.integers(0, 65, n), n // 2, (n % 3,)) for n in (33, 37, 64, 5)]
+    for objective in (Completions(), Classes()):
+        results = []
+        for some in (given[:2], on_grid(given)[:2]):
+            arrays = objective.prepare(some, 0, 0)
+            loss, count = objective.loss(model, *map(torch.from_numpy, arrays))
+            results.append((arrays[0].shape[1], count, loss, torch.autograd.grad(loss, model.wte.weight)[0]))
+        assert results[1][0] == results[0][0] + 1
+        assert results[0][1] == results[1][1]
+        torch.testing.assert_close(results[0][2:], results[1][2:], rtol=1e-5, atol=1e-5)
 
 
 def test_no_rows_are_refused() -> None:
@@ -196,7 +223,7 @@ def test_the_loop_learns_rows_and_resumes_to_the_same_weights(toy: Any, tmp_path
     again = run("cut")
     optimizers = optim.build(again.model, again.config)
     path, _ = loop.checkpoint.newest(tmp_path / "cut")
-    state = loop.checkpoint.restore(path, again.model, optimizers)
+    state = loop.checkpoint.restore(path, loop.WholeModel(again.model), optimizers)
     assert 0 < state.step < 60
     list(loop.fit(again, optimizers, state))
     for one, other in zip(straight.model.parameters(), again.model.parameters(), strict=True):

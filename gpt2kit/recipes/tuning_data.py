@@ -1,0 +1,38 @@
+"""The labelled rows of a tuning run, in their parts, and the length that they are cut to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpt2kit.data.examples import Examples, read_examples
+from gpt2kit.errors import UserError
+from gpt2kit.recipes.tuning_options import FinetuneOptions, read_columns
+from gpt2kit.tasks.task import Task
+from gpt2kit.text.tokenizer import Tokenizer
+
+LENGTHS = (64, 128, 256, 512, 1024)
+
+
+def read_parts(options: FinetuneOptions) -> tuple[dict[str, Examples], list[str]]:
+    """{"train", "validation"} and what was found."""
+    columns = read_columns(options.columns)
+    found = read_examples(options.data, options.task, columns, classes=options.classes)
+    notes = found.report.lines()
+    if options.validation is None:
+        return found.splits(), notes
+    held = read_examples(options.validation, options.task, columns, classes=options.classes)
+    return {"train": found, "validation": held}, [*notes, *held.report.lines()]
+
+
+def context_for(
+    options: FinetuneOptions, train: Examples, task: Task, tokenizer: Tokenizer, room: int
+) -> tuple[int, str]:
+    """The length that rows are cut to, and why; `room`: the positions that the model has for them."""
+    if options.context is not None:
+        if not 8 <= options.context <= room:
+            raise UserError(f"context must be from 8 to the model's {room}, got {options.context}")
+        return options.context, f"rows are at most {options.context} tokens, as asked"
+    some = task.encode(train.rows[:: max(1, len(train.rows) // 1000)], tokenizer, room).rows
+    need = int(np.quantile([len(row) for row in some], 0.99)) if some else room
+    context = min(next((length for length in LENGTHS if length >= need), need), room)
+    return context, f"rows are at most {context} tokens: 99 % have at most {need}"
