@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from gpt2kit import runtime
 
 runtime.calm_spinning()  # before any test imports torch, as the command line does
+settings.register_profile("quick", max_examples=40)  # where a test names no number; Hypothesis itself takes 100
+settings.load_profile("quick")
 
 Download = Callable[[str, Path], None]
 

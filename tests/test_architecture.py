@@ -35,6 +35,7 @@ ORDER = [
     "serve",
     "doctor",
     "recipes",
+    "search",
     "api",
     "progress",
     "display",

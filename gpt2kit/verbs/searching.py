@@ -6,18 +6,18 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gpt2kit.recipes.search_options import SearchFinetuneOptions, SearchOptions, SearchTrainOptions
+from gpt2kit.search.options import SearchFinetuneOptions, SearchOptions, SearchTrainOptions
 from gpt2kit.verbs import Verb
 
 if TYPE_CHECKING:
-    from gpt2kit.recipes.search import Searched
-    from gpt2kit.recipes.search_study import Tried
+    from gpt2kit.search.run import Searched
+    from gpt2kit.search.study import Tried
 
 
 def run_search(options: SearchOptions) -> int:
     """Show each trial as it ends, then the table; 128 + the signal's number where one stopped the search."""
     from gpt2kit.display import TrainingDisplay
-    from gpt2kit.recipes.search import Searched, Started, search
+    from gpt2kit.search.run import Searched, Started, search
     from gpt2kit.training import loop
     from gpt2kit.verbs.training import signals
 

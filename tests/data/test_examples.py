@@ -602,7 +602,7 @@ def test_every_bad_line_is_reported_with_its_number(tmp_path: Path, bad: set[int
 SAMPLES = re.findall(r"^```(\w+) (\w+) (\S+)\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-@settings(ANY, max_examples=200)
+@settings(ANY, max_examples=60)
 @given(sample=st.sampled_from(SAMPLES), at=st.integers(0, 400), cut=st.integers(0, 30), new=st.text(max_size=5))
 def test_any_damage_to_a_good_file_is_rows_or_a_user_error(
     tmp_path: Path, sample: tuple[str, str, str, str], at: int, cut: int, new: str
@@ -614,7 +614,7 @@ def test_any_damage_to_a_good_file_is_rows_or_a_user_error(
     assert outcome(path, task)[0] == outcome(path, task)[0]
 
 
-@settings(ANY, max_examples=200)
+@settings(ANY, max_examples=60)
 @given(st.sampled_from([sample for sample in SAMPLES if "json" in sample[0]]), st.integers(0, 10**6), VALUES)
 def test_any_value_in_a_good_file_is_rows_or_a_user_error(
     tmp_path: Path, sample: tuple[str, str, str, str], pick: int, value: object

@@ -59,7 +59,7 @@ class Adders:
         assert (self.sums[1:] == threads * (threads + 1) // 2).all()
 
 
-@pytest.fixture(params=[1, 2, 3, 4])
+@pytest.fixture(params=[1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def adders(request: pytest.FixtureRequest) -> Iterator[Adders]:
     made = Adders(request.param)
     yield made

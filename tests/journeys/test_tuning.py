@@ -56,8 +56,8 @@ def tune(data: Path, base: Path, task: str, out: Path, *flags: str) -> None:
             "--dropout", "0", "--batch", "16", *flags)  # fmt: skip
 
 
-def metric(out: Path, test: Path, name: str) -> float:
-    found = json.loads(gpt2kit("evaluate", out, test, "--json").stdout)["metrics"][name]
+def metric(out: Path, test: Path, name: str, *flags: str | Path) -> float:
+    found = json.loads(gpt2kit("evaluate", out, test, "--json", *flags).stdout)["metrics"][name]
     assert found["low"] <= found["value"] <= found["high"]
     return float(found["value"])
 
@@ -71,11 +71,10 @@ def test_classify_from_a_table_to_a_label(base: Path, tmp_path: Path) -> None:
     assert checked
     out = tmp_path / "out"
     tune(train, base, "classify", out, "--epochs", "5")
-    assert metric(out, test, "accuracy") >= 0.97
+    assert metric(out, test, "accuracy", "--report", tmp_path / "report") >= 0.97
     answer = json.loads(gpt2kit("run", "classify", out, "blue wolf 七 八", "--json").stdout)
     assert answer["answer"] == "colour"
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
-    gpt2kit("evaluate", out, test, "--report", tmp_path / "report")
     assert "<table" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     wrong = gpt2kit("run", "translate", out, "x", code=2)
     assert "was tuned for classify" in wrong.stderr

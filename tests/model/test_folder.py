@@ -205,7 +205,7 @@ def test_model_files_go_into_an_open_checkpoint(tmp_path: Path, tokenizer: Token
 
 def test_saving_is_killed_at_any_moment_and_one_model_is_whole(tmp_path: Path) -> None:
     code = """
-import sys, torch
+import sys, time, torch
 from pathlib import Path
 from gpt2kit.model import folder
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
@@ -214,6 +214,7 @@ models = [GPT2(GPT2Config(vocab_size=64, n_positions=16, n_embd=12, n_layer=2, n
 print("ready", flush=True)
 for round in range(100_000):
     folder.save(Path(sys.argv[1]), models[round % 2], lineage={"seed": round % 2})
+    time.sleep(0.001)  # who asks for a lock again at once can keep the others waiting for minutes on a busy machine
 """
     target = tmp_path / "a"
     folder.save(target, make(seed=0), lineage={"seed": 0})

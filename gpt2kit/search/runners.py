@@ -12,8 +12,8 @@ from typing import Any
 
 from gpt2kit import runtime
 from gpt2kit.errors import UserError
-from gpt2kit.recipes.search_trial import Outcome, Watch, run_trial
-from gpt2kit.recipes.search_verbs import Stop
+from gpt2kit.search.trial import Outcome, Watch, run_trial
+from gpt2kit.search.verbs import Stop
 from gpt2kit.wording import command
 
 POLL_SECONDS = 0.3  # between looks at Ctrl-C while other processes run the trials

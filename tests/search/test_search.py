@@ -21,14 +21,14 @@ from gpt2kit import cli
 from gpt2kit.errors import UserError
 from gpt2kit.model import folder
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
-from gpt2kit.recipes import search_study
 from gpt2kit.recipes.options import TrainOptions
-from gpt2kit.recipes.search import Searched, search
-from gpt2kit.recipes.search_options import SearchFinetuneOptions, SearchTrainOptions, typed
-from gpt2kit.recipes.search_space import read_space
-from gpt2kit.recipes.search_values import Choice, Range, grid
-from gpt2kit.recipes.search_verbs import VERBS
 from gpt2kit.recipes.tuning_options import FinetuneOptions
+from gpt2kit.search import study as search_study
+from gpt2kit.search.options import SearchFinetuneOptions, SearchTrainOptions, typed
+from gpt2kit.search.run import Searched, search
+from gpt2kit.search.space import read_space
+from gpt2kit.search.values import Choice, Range, grid
+from gpt2kit.search.verbs import VERBS
 from gpt2kit.text.training import train_tokenizer
 from gpt2kit.training import loop
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2kit import commit
-from gpt2kit.recipes.search_study import Tried, best
-from gpt2kit.recipes.search_values import Choice, Range, Space
+from gpt2kit.search.study import Tried, best
+from gpt2kit.search.values import Choice, Range, Space
 
 RESULTS, PLOT = "trials.json", "search.png"
 UNIT = "nats per counted target, on the validation rows"

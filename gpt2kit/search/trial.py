@@ -11,10 +11,10 @@ from typing import Any
 
 from gpt2kit import commit
 from gpt2kit.errors import UserError
-from gpt2kit.recipes import search_study
 from gpt2kit.recipes.events import Event, Finished
 from gpt2kit.recipes.pretrain import RUN
-from gpt2kit.recipes.search_verbs import VERBS, Searchable, Stop, options_of
+from gpt2kit.search import study as search_study
+from gpt2kit.search.verbs import VERBS, Searchable, Stop, options_of
 from gpt2kit.training import checkpoint, loop
 
 Watch = Callable[[Event], None]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2kit.errors import missing_extra
-from gpt2kit.recipes.search_options import Sampler
-from gpt2kit.recipes.search_values import Choice, Range, Space
+from gpt2kit.search.options import Sampler
+from gpt2kit.search.values import Choice, Range, Space
 
 if TYPE_CHECKING:
     from optuna.study import Study

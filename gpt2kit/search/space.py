@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpt2kit.errors import UserError, unknown
-from gpt2kit.recipes.search_values import Choice, Range, Space
+from gpt2kit.search.values import Choice, Range, Space
 
 FORM = "write it as: learning_rate=1e-5..1e-3:log, dropout=0|0.1|0.2, batch=8..32"
 FIXED = (

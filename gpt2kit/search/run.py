@@ -16,16 +16,16 @@ from typing import Any
 from gpt2kit import commit, runtime
 from gpt2kit.errors import UserError
 from gpt2kit.recipes import data as data_recipe
-from gpt2kit.recipes import search_study
 from gpt2kit.recipes.events import Event
-from gpt2kit.recipes.search_options import TRIALS, SearchFinetuneOptions, SearchOptions, only, typed
-from gpt2kit.recipes.search_report import write_results
-from gpt2kit.recipes.search_runners import Runners
-from gpt2kit.recipes.search_space import read_space
-from gpt2kit.recipes.search_study import Tried
-from gpt2kit.recipes.search_trial import folder_of
-from gpt2kit.recipes.search_values import Space, grid
-from gpt2kit.recipes.search_verbs import PACKED, VERBS, pack
+from gpt2kit.search import study as search_study
+from gpt2kit.search.options import TRIALS, SearchFinetuneOptions, SearchOptions, only, typed
+from gpt2kit.search.report import write_results
+from gpt2kit.search.runners import Runners
+from gpt2kit.search.space import read_space
+from gpt2kit.search.study import Tried
+from gpt2kit.search.trial import folder_of
+from gpt2kit.search.values import Space, grid
+from gpt2kit.search.verbs import PACKED, VERBS, pack
 from gpt2kit.wording import command
 
 SEARCH = "search.json"
