@@ -305,6 +305,22 @@ def test_an_emulated_type_drops_out_of_the_race_after_one_small_product(
     assert set(calls) == {64}
 
 
+def test_who_meets_a_busy_moment_stays_in_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    speeds = {"fp32": 0.001, "bf16": 0.004}
+
+    def product(dtype: str, backend: str, shape: tuple[int, int, int]) -> object:
+        def run() -> None:
+            calls.append(dtype)
+            time.sleep(speeds[dtype] + (0.1 if dtype == "fp32" and calls.count("fp32") <= 2 else 0))
+
+        return run
+
+    monkeypatch.setattr(runtime, "_product", product)
+    monkeypatch.setattr(runtime, "has_onednn", lambda: False)
+    assert runtime.choose_precision(budget=0.0).dtype == "fp32"
+
+
 @pytest.mark.parametrize("wrong", [("fp16", "aten"), ("fp32", "mkl")])
 def test_unknown_types_and_backends_are_refused(wrong: tuple[str, str]) -> None:
     with pytest.raises(UserError, match="unknown"):
