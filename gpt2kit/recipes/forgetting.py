@@ -45,7 +45,7 @@ class Figure:
     def __str__(self) -> str:
         if self.before is None or self.after is None:
             return f"{self.name}: not measured ({self.why})"
-        word = "forgotten" if (self.worse or 0.0) > 0 else "kept"
+        word = "forgotten" if round(self.worse or 0.0, 3) > 0 else "kept"  # as it is shown
         change = self.after - self.before
         return f"{self.name}: {self.before:.3f} -> {self.after:.3f} {self.unit} ({change:+.3f}, {word})"
 

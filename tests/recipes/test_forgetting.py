@@ -27,6 +27,7 @@ def test_a_probe_of_the_user_is_measured_in_bits_per_byte(small: Path, tmp_path:
 def test_a_lost_bit_and_a_lost_point_are_both_worse() -> None:
     assert str(Figure("x", BITS, 2.0, 2.5)) == "x: 2.000 -> 2.500 bits per byte (+0.500, forgotten)"
     assert str(Figure("x", "fraction", 0.9, 0.6)) == "x: 0.900 -> 0.600 fraction (-0.300, forgotten)"
+    assert str(Figure("x", BITS, 2.0, 2.0004)) == "x: 2.000 -> 2.000 bits per byte (+0.000, kept)"
     assert str(Figure("x", "fraction", 0.6, 0.6)) == "x: 0.600 -> 0.600 fraction (+0.000, kept)"
 
 
