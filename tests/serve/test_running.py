@@ -28,9 +28,9 @@ V, EOS, POISON = 50, 49, 7
 class Gate(FakeForward):
     """Lets a test hold the engine inside a step, and count steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, poison: int = -1) -> None:
         config = GPT2Config(vocab_size=V, n_positions=64, n_embd=4, n_layer=1, n_head=1)
-        super().__init__(config, blocks=40, repeats=0.5, poison=POISON)
+        super().__init__(config, blocks=40, repeats=0.5, poison=poison)
         self.open = threading.Event()
         self.open.set()
         self.is_waiting = threading.Event()
@@ -183,9 +183,9 @@ def test_no_requests_are_over_at_once() -> None:
     run(main())
 
 
-def test_what_the_engine_fails_at_is_a_500_that_says_so(engine: Engine) -> None:
+def test_what_the_engine_fails_at_is_a_500_that_says_so() -> None:
     async def main(stream: bool) -> None:
-        with begin() as work:
+        with Engine(Gate(POISON), None, 4, eos_id=EOS) as engine, begin() as work:
             work.submit(engine, [request(), request(POISON)], stream)
             with pytest.raises(ApiError, match="could not finish") as found:
                 await (drain(work) if stream else work.finish())
