@@ -321,6 +321,18 @@ def test_who_meets_a_busy_moment_stays_in_the_race(monkeypatch: pytest.MonkeyPat
     assert runtime.choose_precision(budget=0.0).dtype == "fp32"
 
 
+def test_a_winner_other_than_the_default_must_win_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when four trainings begin together: the first race saw one product between the others' work."""
+    races = [{("fp32", "aten"): 90e9, ("fp32", "onednn"): 270e9, ("bf16", "aten"): 160e9},
+             {("fp32", "aten"): 280e9, ("fp32", "onednn"): 260e9, ("bf16", "aten"): 150e9}]  # fmt: skip
+    monkeypatch.setattr(runtime, "has_onednn", lambda: True)
+    monkeypatch.setattr(runtime, "_race", lambda candidates, _: races.pop(0))
+    found = runtime.choose_precision()
+    assert (found.dtype, found.backend) == ("fp32", "aten")
+    assert "fp32 aten 280, fp32 onednn 270" in found.reason
+    assert not races
+
+
 @pytest.mark.parametrize("wrong", [("fp16", "aten"), ("fp32", "mkl")])
 def test_unknown_types_and_backends_are_refused(wrong: tuple[str, str]) -> None:
     with pytest.raises(UserError, match="unknown"):

@@ -40,11 +40,7 @@ def start(
     `report` is called while the corpus is read.
     """
     out = Path(options.out)
-    if out.exists() and any(p.name != "data" and not p.name.startswith(".") for p in out.iterdir()):
-        raise UserError(
-            f"{out} already holds something",
-            hint=f"go on with it: {command('train', '--resume', out)}, or choose another --out",
-        )
+    check_unused(out, "train", but="data")
     runtime.set_threads(options.threads)
     runtime.tune_allocator()
     data_recipe.check_packed(
@@ -114,6 +110,15 @@ def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
         tokenizer = Tokenizer.find(path)
     feed = packed_feed(out, record, tokenizer)
     yield from sit(out, record, network, tokenizer, feed, path, stop)
+
+
+def check_unused(out: Path, verb: str, but: str = "") -> None:
+    """UserError where a run's folder holds anything, hidden files and `but` aside."""
+    if out.exists() and any(path.name != but and not path.name.startswith(".") for path in out.iterdir()):
+        raise UserError(
+            f"{out} already holds something",
+            hint=f"go on with it: {command(verb, '--resume', out)}, or choose another --out",
+        )
 
 
 def parent_of(name: str, hub: bool) -> dict[str, str]:

@@ -27,7 +27,6 @@ from gpt2kit.model.config import GPT2Config
 from gpt2kit.tasks.answer import LEAST_ROOM, question_of, shortened
 from gpt2kit.tasks.task import Answer, Encoded, end_of_text
 from gpt2kit.text.tokenizer import Tokenizer
-from gpt2kit.text.words import splitter
 
 if TYPE_CHECKING:
     from gpt2kit.engine import Engine
@@ -107,7 +106,7 @@ class Spans:
                 f"{row.where}: the template and the question fill the context of {context} tokens",
                 hint="shorten the template, or tune a model with a longer context",
             )
-        ids, places = with_places(tokenizer, row.passage)
+        ids, places = tokenizer.encode_with_offsets(row.passage)
         stride = room // 2
         firsts = range(0, max(1, len(ids) - room + stride), stride)
         return places, [Window([*before, *ids[a : a + room], eos], a, min(a + room, len(ids))) for a in firsts]
@@ -214,23 +213,6 @@ def best_threshold(examples: Sequence[Example], answers: Sequence[Answer]) -> fl
     cuts = np.concatenate([[margins[0] - 1.0], (margins[1:] + margins[:-1]) / 2, [margins[-1] + 1.0]])
     allowed = np.concatenate([[True], margins[1:] > margins[:-1], [True]])  # equal margins go the same way
     return float(cuts[allowed][np.argmax(np.round(after[allowed], 9))])
-
-
-def with_places(tokenizer: Tokenizer, text: str) -> tuple[list[int], Places]:
-    """A text's ids, and of each the characters [from, to) that it has a part in."""
-    ids = tokenizer.encode(text)
-    if tokenizer.kind == "wordpiece":  # it drops blanks and case, so its pieces do not join to the text
-        return ids, list(tokenizer._backend.encode(text, add_special_tokens=False).offsets)
-    if tokenizer.kind == "bpe":
-        sizes = [len(tokenizer.token_bytes(token)) for token in ids]
-    else:  # an unknown piece has its length, too
-        sizes = [len(piece.encode()) for piece in splitter(tokenizer._pattern)(text)]
-    size = np.array([len(character.encode()) for character in text], np.int64)
-    ends = np.cumsum(size)  # in bytes, of each character
-    stops = np.cumsum(sizes, dtype=np.int64)
-    first = np.searchsorted(ends, stops - np.array(sizes, np.int64), "right")
-    last = np.searchsorted(ends, stops, "left") + 1
-    return ids, list(zip(first.tolist(), last.tolist(), strict=True))
 
 
 def _tokens_of(places: Places, start: int, end: int) -> tuple[int, int]:

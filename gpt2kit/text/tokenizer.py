@@ -238,6 +238,21 @@ class Tokenizer:
                 ids.extend(self._encoder.encode(part))
         return ids
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """A text's ids, and of each the characters [from, to) that it has a part in."""
+        ids = self.encode(text)
+        if self.kind == "wordpiece":  # it drops blanks and case, so its pieces do not join to the text
+            return ids, list(self._backend.encode(text, add_special_tokens=False).offsets)
+        if self.kind == "bpe":
+            sizes = [len(self.token_bytes(token)) for token in ids]
+        else:  # an unknown piece has its length, too
+            sizes = [len(piece.encode()) for piece in words.splitter(self._pattern)(text)]
+        ends = np.cumsum([len(character.encode()) for character in text])  # in bytes, of each character
+        stops = np.cumsum(sizes, dtype=np.int64)
+        first = np.searchsorted(ends, stops - np.array(sizes, np.int64), "right")
+        last = np.searchsorted(ends, stops, "left") + 1
+        return ids, list(zip(first.tolist(), last.tolist(), strict=True))
+
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[Ids]:
         """Ids of many ordinary texts, arrays of `self.dtype` (uint16, or uint32 beyond 65,536 tokens); the
         hot path.

@@ -26,6 +26,7 @@ class EvaluateOptions(AskOptions):
       gpt2kit evaluate runs/mine other.txt --context 256 --stride 128
       gpt2kit evaluate runs/reviews test.tsv --report runs/reviews/test
       gpt2kit evaluate runs/mine test.tsv --task classify --examples train.tsv --shots 4
+      gpt2kit evaluate runs/mine lambada-test.jsonl --last-word
     """
 
     model: Positional[str]  # a model, run or checkpoint folder
@@ -36,6 +37,7 @@ class EvaluateOptions(AskOptions):
     json: bool = False  # one JSON object with every figure
     hub: bool = False  # let MODEL be a name on the Hugging Face hub
     perplexity: bool = False  # also for a tuned model: the perplexity of a text, not its task's scores
+    last_word: bool = False  # does the model know the last word of each text, given the rest? (LAMBADA)
     task: str | None = None  # classify, translate, answer, rank …; None: what the model was tuned for
     report: str | None = None  # of a task: a folder for report.html and report.json
     columns: str | None = None  # of a task's data: which field is what, as text=review,label=stars
@@ -52,6 +54,8 @@ def run_evaluate(options: EvaluateOptions) -> int:
     if not options.data:
         raise UserError("nothing to evaluate on", hint=command("evaluate", options.model, "other.txt"))
     path, _ = resolve(options.model, options.hub)
+    if options.last_word:
+        return _last_words(options)
     kept = lineage(path).get("task") or {}
     if not options.perplexity and (options.task or kept.get("name")) not in (None, "write"):
         return _score(options)
@@ -76,6 +80,29 @@ def run_evaluate(options: EvaluateOptions) -> int:
     if not result.lossless:
         print("lossless            no: the tokens do not give this text back, so bits per byte flatter the model")
     print(f"protocol: {result.protocol}")
+    return 0
+
+
+def _last_words(options: EvaluateOptions) -> int:
+    from gpt2kit.progress import Progress
+    from gpt2kit.recipes.last_word import score_last_words
+    from gpt2kit.verbs.generating import tell_stages
+
+    names = ("context", "stride", "perplexity", "task", "columns", "classes", "report", "tune_threshold", "hub")
+    idle = next((name for name in (*names, *sorted(options.given)) if getattr(options, name)), None)
+    if idle is not None:
+        raise UserError(f"--{idle.replace('_', '-')} says nothing of a last word", hint="leave one of the two out")
+    notes: list[str] = []
+    with Progress(transient=True) as progress:
+        found = score_last_words(
+            options.model, options.data, options.field, options.precision, options.threads, notes.append,
+            lambda done, total: progress.show("asking", done, total, f"{done:,} of {total:,}"), tell_stages(),
+        )  # fmt: skip
+    print_notes([*notes, *found.notes])
+    if options.json:
+        print_json(found.to_dict())
+    else:
+        print("\n".join(f"{score}  {score.unit}" for score in found))
     return 0
 
 

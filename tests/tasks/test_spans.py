@@ -21,7 +21,7 @@ from gpt2kit.recipes.score import score_files, tune_threshold
 from gpt2kit.scores.answers import best_f1
 from gpt2kit.tasks import task_of
 from gpt2kit.tasks.rank import Rank
-from gpt2kit.tasks.spans import LONGEST, Spans, Window, best_span, best_threshold, token_scores, with_places
+from gpt2kit.tasks.spans import LONGEST, Spans, Window, best_span, best_threshold, token_scores
 from gpt2kit.tasks.task import Answer
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.text.training import train_tokenizer
@@ -61,7 +61,7 @@ def made(kind: str, path: Path) -> Tokenizer:
 def test_each_token_knows_its_characters(kind: str, tmp_path: Path) -> None:
     known = made(kind, tmp_path)
     for text in TEXTS:
-        ids, places = with_places(known, text)
+        ids, places = known.encode_with_offsets(text)
         assert ids == known.encode(text)
         assert len(places) == len(ids)
         assert all(0 <= a <= b <= len(text) for a, b in places)

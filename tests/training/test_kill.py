@@ -34,6 +34,25 @@ else:
               micro_batch=3, tokenizer="char", dropout=0.1, seed=5, evaluate_every=30, checkpoint_every={EVERY},
               workers=1, threads=1, sample=False, evaluate_tokens=512)
 """
+TUNING_STEPS = 24
+TUNING = f"""
+import sys
+from gpt2kit import runtime
+from gpt2kit.recipes import finetune
+from gpt2kit.recipes.tuning_options import FinetuneOptions
+from gpt2kit.training.loop import Stepped
+runtime.choose_precision = lambda name, device="cpu": runtime.Precision("fp32", "aten", "for the test")
+out, what, base, method = sys.argv[1:]
+if what == "resume":
+    events = finetune.resume(out, lambda: False)
+else:
+    options = FinetuneOptions(data=[what], from_=base, task="classify", out=out, method=method, steps={TUNING_STEPS},
+                              batch=4, dropout=0.1, seed=5, evaluate_every=6, threads=1)
+    events = finetune.start(options, lambda: False)
+for event in events:
+    if isinstance(event, Stepped):
+        print(event.step, flush=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -45,10 +64,11 @@ class Moment:
     in_save: bool = False
 
 
-def child(run: Path, what: str, moment: Moment | None = None) -> bool:
-    """Train in a process of its own; True: it came to its end before it could be killed."""
-    process = subprocess.Popen([sys.executable, "-c", CHILD, str(run), what], stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"})  # fmt: skip
+def child(run: Path, what: str, moment: Moment | None = None, tune: tuple[str, ...] = ()) -> bool:
+    """Train in a process of its own, or `tune` a base by a method; True: it ended before it could be killed."""
+    command = [sys.executable, "-c", TUNING if tune else CHILD, str(run), what, *tune]
+    one = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | one)
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -167,3 +187,26 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished_by_resume(s
     (run / commit.MANIFEST).unlink()
     assert child(run, "resume")
     assert sha256(run) == sha256(straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "adalora", "pfeiffer"])
+def test_a_killed_adapter_ends_in_the_same_bytes(straight: Path, tmp_path: Path, method: str) -> None:
+    """Behind a checkpoint, then inside a save."""
+    rows = tmp_path / "rows.jsonl"
+    words = ["spring", "river", "moon", "night"]
+    rows.write_text("".join(f'{{"text": "the {w} and the {v}", "label": "{w}"}}\n' for w in words for v in words * 3))
+    whole, cut = tmp_path / "whole" / "run", tmp_path / "cut" / "run"  # one name: it stands in the lineage
+    tune = (str(straight), method)
+    assert child(whole, str(rows), tune=tune)
+    assert not child(cut, str(rows), Moment(8), tune=tune)
+    check_between(cut)
+    assert not child(cut, "resume", Moment(11, in_save=True), tune=tune)
+    assert list((cut / "checkpoints").glob(f"{commit.STAGING}*")), "the kill missed the save"
+    check_between(cut)
+    assert child(cut, "resume", tune=tune)
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "config.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    losses = [[(r["step"], r["loss"]) for r in read_metrics(r_) if r["event"] == "step"] for r_ in (whole, cut)]
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0]] == list(range(1, TUNING_STEPS + 1))

@@ -198,3 +198,16 @@ def test_loss_and_gradients_are_transformers(toy: Any) -> None:
         gradient = parameter.grad.t() if is_transposed(name) else parameter.grad
         # fp32, other order of summation, a polynomial exp in GELU and softmax
         torch.testing.assert_close(ours[name].grad, gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("frozen", ["head", "hidden"])
+def test_no_gradient_is_made_for_what_is_frozen(toy: Any, frozen: str) -> None:
+    """An adapter's base needs none: the head's alone is a third of the loss's work."""
+    model = toy.model(tie_word_embeddings=False)
+    hidden = model.hidden(toy.ids(B, T)).detach().requires_grad_(frozen == "head")
+    model.lm_head.weight.requires_grad_(frozen == "hidden")
+    loss, _ = losses.cross_entropy(model, hidden, toy.ids(B, T, seed=1))
+    assert loss.grad_fn is not None
+    d_hidden, d_head = loss.grad_fn.saved_tensors
+    assert (d_hidden is None) == (frozen == "hidden")
+    assert (d_head is None) == (frozen == "head")
