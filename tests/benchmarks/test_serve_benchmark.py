@@ -345,6 +345,7 @@ def test_overload_tells_goodput_refusals_and_other_failures_apart(bench: Any) ->
 # ---------------------------------------------------------------- against the small server
 
 
+@pytest.mark.slow
 def test_load_is_measured_end_to_end(bench: Any, tmp_path: Path) -> None:
     """Load, curves and the table, with a server whose times are known, in a thread of its own."""
     serve = bench("serve")

@@ -59,7 +59,7 @@ class Adders:
         assert (self.sums[1:] == threads * (threads + 1) // 2).all()
 
 
-@pytest.fixture(params=[1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(params=[1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def adders(request: pytest.FixtureRequest) -> Iterator[Adders]:
     made = Adders(request.param)
     yield made

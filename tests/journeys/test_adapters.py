@@ -128,7 +128,9 @@ def test_from_a_raw_file_to_an_answer(run: Cli, base: Path, reviews: Path, metho
     assert "generate" not in told
 
 
-@pytest.mark.parametrize("method", ["adalora", "prefix", "houlsby"])
+@pytest.mark.parametrize(
+    "method", ["prefix", *(pytest.param(m, marks=pytest.mark.slow) for m in ("adalora", "houlsby"))]
+)
 def test_pairs_are_answered_and_scored(run: Cli, base: Path, pairs: Path, method: str) -> None:
     tune(run, pairs, base, method, "out", task="instruct")
     done = run("run", "instruct", "out", "wolf 七", "--json")
@@ -166,7 +168,8 @@ def cut_short(out: Path, keep: int = 1) -> None:
 
 
 @pytest.mark.parametrize(("method", "more"), [("lora", ("--dropout", 0.2)), ("adalora", ("--int8-base",)),
-                                              ("prefix-mlp", ()), ("full", ())])  # fmt: skip
+                                              pytest.param("prefix-mlp", (), marks=pytest.mark.slow),
+                                              pytest.param("full", (), marks=pytest.mark.slow)])  # fmt: skip
 def test_a_resumed_run_ends_in_the_same_bytes(
     run: Cli, base: Path, reviews: Path, method: str, more: tuple[object, ...]
 ) -> None:

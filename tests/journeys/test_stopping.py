@@ -86,9 +86,8 @@ def test_a_second_ctrl_c_ends_at_once_and_the_run_can_still_be_resumed(
     assert _weights(tmp_path / "runs" / "a") == _uninterrupted(tmp_path / "runs" / "a", tmp_path / "other", run)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_the_text_is_being_read_ends_at_once(
     number: int, code: int, processes: Any, trained: Any, tmp_path: Path
 ) -> None:

@@ -452,6 +452,7 @@ def test_logits_of_a_broken_model_are_refused(model: GPT2) -> None:
 # --- Repetition -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_samplers_against_repetition_lower_rep_n() -> None:
     """Greedy decoding of a small model loops; every sampler made against that must lower rep-n."""
     loops = make_model(dataclasses.replace(CONFIG, initializer_range=0.3), seed=1)

@@ -223,6 +223,7 @@ def test_text_is_written_and_the_same_seed_writes_it_again(pages: Pages, live: L
     assert text(page) == first
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_an_empty_sheet_offers_beginnings(pages: Pages) -> None:
     page = pages.open()
@@ -288,6 +289,7 @@ def test_stop_keeps_the_text_and_frees_the_server(pages: Pages, live: Live) -> N
         assert "Stopped" in page.inner_text("#speaker")
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_stop_ends_a_request_that_is_not_answered_yet(pages: Pages) -> None:
     page = pages.open()
@@ -369,6 +371,7 @@ def test_the_keyboard_alone_writes_walks_and_branches(pages: Pages) -> None:
     expect(page.locator("#help")).to_be_hidden()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_character_of_several_tokens_stays_whole_and_its_last_part_can_be_chosen(pages: Pages) -> None:
     page = pages.open()
@@ -392,6 +395,7 @@ def test_a_character_of_several_tokens_stays_whole_and_its_last_part_can_be_chos
     assert text(page) == "春!"
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_end_of_text_can_be_chosen(pages: Pages) -> None:
     page = pages.open()
@@ -404,6 +408,7 @@ def test_the_end_of_text_can_be_chosen(pages: Pages) -> None:
     assert len(asked) == 1
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_text_beyond_the_view_goes_on_with_its_end(pages: Pages, live: Live) -> None:
     page = pages.open()
@@ -419,6 +424,7 @@ def test_a_text_beyond_the_view_goes_on_with_its_end(pages: Pages, live: Live) -
     assert len(text(page)) > 0
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_versions_stand_side_by_side_and_one_is_kept(pages: Pages) -> None:
     page = pages.open()
@@ -496,6 +502,7 @@ def test_enter_belongs_to_the_input_method_while_chinese_is_typed(pages: Pages) 
     assert page.locator("#talk .user").count() == 0
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_model_without_a_template_says_how_one_learns_to_chat(pages: Pages) -> None:
     page = pages.open()
@@ -534,6 +541,7 @@ def test_the_model_tab_tells_what_the_card_says(pages: Pages, model_folder: Path
         (model_folder / "loss.png").unlink()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_status_tab_looks_each_second_and_rests_when_it_is_not_seen(pages: Pages) -> None:
     page = pages.open()
@@ -598,6 +606,7 @@ def test_in_chinese_nothing_is_left_in_english(pages: Pages) -> None:
     assert english == []
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_theme_is_the_systems_until_it_is_switched_and_stays_so(pages: Pages) -> None:
     page = pages.open(color_scheme="dark")
@@ -611,7 +620,7 @@ def test_the_theme_is_the_systems_until_it_is_switched_and_stays_so(pages: Pages
 
 
 @needs_chromium
-@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+@pytest.mark.parametrize("locale", [pytest.param("en-US", marks=pytest.mark.slow), "zh-CN"])
 def test_a_screen_of_375_pixels_never_scrolls_sideways(pages: Pages, locale: str) -> None:
     page = pages.open(width=375, locale=locale, has_touch=True, is_mobile=True)
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -655,6 +664,7 @@ def test_screen_readers_find_landmarks_names_and_whole_sentences(pages: Pages) -
     assert page.locator("#flow .t[tabindex='0']").count() == 1
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_what_the_server_refuses_is_said_in_plain_words(pages: Pages) -> None:
     page = pages.open()

@@ -106,7 +106,9 @@ def test_the_answer_used_least_recently_goes_first_and_the_limit_holds() -> None
     assert remembered.get(keys[3]) is not None
 
 
-@pytest.mark.parametrize("shape", [(1, 0, 1), (100, 0, 1), (100, 5, 1), (30, 20, 8), (1000, 0, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 0, 1), (100, 0, 1), (100, 5, 1), (30, 20, 8), pytest.param((1000, 0, 1), marks=pytest.mark.slow)]
+)
 def test_the_bound_is_not_less_than_what_an_answer_takes(shape: tuple[int, int, int]) -> None:
     count = 50
     remembered = Remembered(1 << 30)

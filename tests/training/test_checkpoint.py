@@ -177,7 +177,9 @@ print(path.name, notes, sorted(p.name for p in (run / "checkpoints").iterdir()))
 """
 
 
-@pytest.mark.parametrize("limit", [500, 40_000])  # the first file fails; the weights do
+@pytest.mark.parametrize(
+    "limit", [pytest.param(500, marks=pytest.mark.slow), 40_000]
+)  # the first file fails; the weights do
 def test_a_full_disk_keeps_the_old_checkpoint_and_says_what_to_do(tmp_path: Path, limit: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CHILD), str(tmp_path), str(limit)],

@@ -178,6 +178,7 @@ def test_twenty_kills_end_in_the_same_bytes(text: Path, straight: Path, tmp_path
     check_end(run, straight)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished_by_resume(straight: Path, tmp_path: Path) -> None:
     import shutil
 

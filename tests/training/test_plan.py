@@ -56,7 +56,9 @@ slow = pytest.mark.slow
     [
         (TINY, {"batch": 32, "context": 128, "micro_batch": 32}, "fp32"),
         pytest.param(SIX, {"batch": 12, "context": 256, "micro_batch": 12}, "fp32", marks=slow),
-        (SIX, {"batch": 16, "context": 256, "micro_batch": 8, "workers": 2, "optimizer": "adamw"}, "fp32"),
+        pytest.param(
+            SIX, {"batch": 16, "context": 256, "micro_batch": 8, "workers": 2, "optimizer": "adamw"}, "fp32", marks=slow
+        ),
         pytest.param(SIX, {"batch": 16, "context": 256, "micro_batch": 16, "optimizer": "adamw"}, "fp32", marks=slow),
         pytest.param(SIX, {"batch": 32, "context": 256, "micro_batch": 16, "workers": 2}, "fp32", marks=slow),
         pytest.param(SIX, {"batch": 32, "context": 256, "micro_batch": 4, "workers": 2}, "fp32", marks=slow),
