@@ -74,7 +74,7 @@ def said_before(
     model: GPT2Config, config: TrainConfig, method: MethodConfig | None, precision: Precision, options: FinetuneOptions
 ) -> str:
     """What is trained, and the memory that it takes; UserError where that much is not free."""
-    whole = model.parameters
+    whole = trained = model.parameters
     if method is None:
         needed = plan.memory(model, config, precision.dtype == "bf16")
         what = f"all {whole:,} parameters are tuned"
@@ -82,6 +82,7 @@ def said_before(
         trained = peft.trainable_parameters(model, method)
         needed = plan.adapter_memory(model, config, trained, precision.dtype == "bf16", options.int8_base)
         what = f"{options.method}: {trained:,} parameters are tuned beside {whole:,}, {100 * trained / whole:.2g} %"
+    needed += plan.keeping_memory(model, config, trained, bool(options.ewc), bool(options.lwf))
     plan.check_memory(needed, "use --method lora, --int8-base, a smaller --context or a smaller --batch")
     return f"{what}; at most {needed / 1e9:.2f} GB of memory"
 

@@ -8,7 +8,7 @@ neither the files nor the tokenizer's speed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,16 @@ def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
 
 
 def _sit(out: Path, record: dict[str, Any], path: Path | None, stop: Callable[[], bool]) -> Iterator[Event]:
-    """From the beginning, or from the checkpoint at `path`."""
+    """From the beginning, or from the checkpoint at `path`; at the end, what was forgotten."""
+    finished = yield from _train(out, record, path, stop)
+    if finished.resume is None:
+        yield from map(Note, forgetting.tell(out, record))  # loads models: those of training are gone
+    yield finished
+
+
+def _train(
+    out: Path, record: dict[str, Any], path: Path | None, stop: Callable[[], bool]
+) -> Generator[Event, None, Finished]:
     network, adapted, tokenizer = adapters.begin(record, path)
     config, task = TrainConfig.from_dict(record["settings"]), task_of(record)
     rows = {name: on_grid(part) for name, part in load_rows(out / ROWS).items()}
@@ -132,7 +141,11 @@ def _sit(out: Path, record: dict[str, Any], path: Path | None, stop: Callable[[]
     feed = continual.into_feed(
         feed, rows, record, network, lambda: network if path is None else adapters.begin(record, None)[0]
     )
+    finished = None
     for event in sit(out, record, network, tokenizer, feed, path, stop):
-        if isinstance(event, Finished) and event.resume is None:
-            yield from map(Note, forgetting.tell(out, record))
-        yield event
+        if isinstance(event, Finished):
+            finished = event
+        else:
+            yield event
+    assert finished is not None
+    return finished

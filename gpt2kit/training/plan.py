@@ -24,7 +24,7 @@ from gpt2kit.training.config import TrainConfig
 PROCESS_BYTES = 440_000_000  # Python, torch and Numba, their code, and what the allocator holds back
 WORKER_BYTES = 110_000_000  # of a further worker: its own heap
 KEPT_PER_CHANNEL = 10  # floats a block keeps for the backward pass, per token and channel, besides the MLP's
-FROZEN_PER_CHANNEL = 8  # the same where the weights are frozen and an adapter is trained
+FROZEN_PER_CHANNEL = 16  # the same where the weights are frozen and an adapter on every Linear is trained; fitted
 BF16_SHARE = 0.93  # of fp32's activations: the Linears' inputs are kept in bf16, the rest in fp32
 EFFICIENCY = 0.6  # of the matrix-product speed that a whole step reaches
 WORKER_PARAMETERS = 12_000_000  # up to here each core takes a slice of the batch; above, each operation takes all cores
@@ -143,6 +143,17 @@ def adapter_memory(
     rows = 0 if model.labels else min(max(1, losses.LOGITS_BYTES // (4 * V)), micro * config.context)
     process = PROCESS_BYTES + (workers - 1) * WORKER_BYTES
     return int(process + weights + 16 * trained + workers * (kept + 4 * V * rows))
+
+
+def keeping_memory(model: GPT2Config, config: TrainConfig, trained: int, ewc: bool, lwf: bool) -> int:
+    """Bytes that training/continual.py's penalties add, at most.
+
+    EWC: where each trained weight was, what it matters, how far it has moved, and its gradient. Learning without
+    forgetting: the model before, and of a chunk of logits the two distributions and what the backward pass keeps.
+    """
+    chunks = max(1, config.workers) * 3 * losses.LOGITS_BYTES
+    teacher = 4 * (model.parameters + model.vocab_size * model.n_embd) + chunks
+    return ewc * 16 * trained + lwf * teacher
 
 
 def operations_per_token(model: GPT2Config, context: int) -> float:
