@@ -76,8 +76,7 @@ def prove_greedy() -> str:
 
 def prove_beams() -> str:
     """Identity 9: one beam is greedy; as many beams as there are tokens find the likeliest pair of all."""
-    from gpt2kit.model.beam import beam_search
-    from gpt2kit.model.generate import generate
+    from gpt2kit.model.generate import generate, model_beams
     from gpt2kit.model.sampling import SamplingSettings
 
     model = tiny()
@@ -86,7 +85,7 @@ def prove_beams() -> str:
     one = SamplingSettings(temperature=0, max_tokens=10)
     greedy, beam = (
         generate(model, [prompt], one)[0][0].token_ids,
-        beam_search(model, prompt, one)[0].token_ids,
+        model_beams(model, prompt, one)[0].token_ids,
     )
     if list(greedy) != list(beam):
         raise Failed(f"one beam gives tokens {list(beam)}, greedy decoding {list(greedy)}")
@@ -99,7 +98,7 @@ def prove_beams() -> str:
     )  # V V
     best = [int(i) for i in np.unravel_index(int(pairs.argmax()), pairs.shape)]
     wide = SamplingSettings(temperature=0, max_tokens=2, num_beams=V)
-    found = list(beam_search(model, prompt, wide)[0].token_ids)
+    found = list(model_beams(model, prompt, wide)[0].token_ids)
     if found != best:
         raise Failed(f"{V} beams find the pair {found}, the likeliest of all {V * V} is {best}")
     return f"one beam is greedy; {V} beams find the likeliest of {V * V} pairs"

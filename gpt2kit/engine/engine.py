@@ -19,19 +19,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2kit import runtime
+from gpt2kit.engine.beams import EngineBeams, Look
 from gpt2kit.engine.handle import Events, Handle, wait_for
 from gpt2kit.engine.job import Counters, Pooling
 from gpt2kit.engine.plan import check_batch, check_threads, plan_blocks
 from gpt2kit.engine.scheduler import Forward, Scheduler
 from gpt2kit.errors import UserError, unknown
+from gpt2kit.model.beam import beam_search
 from gpt2kit.model.completion import (
     Completion,
+    Logits,
     Window,
     check_one_of,
     check_prompt,
@@ -54,6 +57,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 PROMPT_ROWS = 256  # a step's rows beyond one for each stream
 SPARE_LOGITS = 32  # logits of a step beyond one for each stream: drafts, scores, prompts that end
+ONE_TOKEN = SamplingSettings(max_tokens=1, temperature=0.0)
 SETTINGS = tuple(one.name for one in dataclasses.fields(SamplingSettings))
 
 
@@ -237,7 +241,10 @@ class Engine:
             Request(prompt, one, window, salt, speculate, adapter=name)
             for prompt, one, name in zip(found, each, names, strict=True)
         ]
-        results = [handle.completions() for handle in self._finish(requests)]
+        if any(one.num_beams > 1 for one in each):
+            results = [self._beams(one) if one.settings.num_beams > 1 else self._whole([one])[0] for one in requests]
+        else:
+            results = self._whole(requests)
         return results if any(one.n > 1 for one in each) else [result[0] for result in results]
 
     def stream(
@@ -306,9 +313,28 @@ class Engine:
         scores: NDArray[np.float32] = (head.astype(np.float64) @ state).astype(np.float32)
         return scores
 
+    def _whole(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        return [handle.completions() for handle in self._finish(requests)]
+
+    def _beams(self, request: Request) -> list[Completion]:
+        """beams.py has the way. The window and everything else are the request's."""
+        settings = check_settings(request.settings, self.config, self.tokenizer)
+        check_one_of("window", request.window, ("slide", "stop"))
+        prompt = check_prompt("the prompt", self._ids(request.prompt), self.config, self.eos_id, request.window)
+        one = dataclasses.replace(request, settings=ONE_TOKEN, window="slide", speculate=False)
+
+        def look(rows: Sequence[list[int]]) -> list[Logits]:
+            handles = [self._handle(dataclasses.replace(one, prompt=row), None, False, Look) for row in rows]
+            return [cast(Look, handle).logits for handle in self._run(handles)]
+
+        N = self.config.n_positions
+        return beam_search(EngineBeams(look), prompt, settings, N, self.eos_id, self.tokenizer, request.window)
+
     def _finish(self, requests: Sequence[Request]) -> list[Handle]:
+        return self._run([self._handle(request, None, False) for request in requests])
+
+    def _run(self, handles: list[Handle]) -> list[Handle]:
         """All of them to their end. If one fails, or Ctrl-C comes, the others are cancelled."""
-        handles = [self._handle(request, None, False) for request in requests]
         try:
             self._post(handles)
             for handle in handles:
@@ -333,20 +359,24 @@ class Engine:
             raise _closed()
         return worker
 
-    def _handle(self, request: Request, notify: Callable[[], None] | None, events: bool) -> Handle:
+    def _handle(
+        self, request: Request, notify: Callable[[], None] | None, events: bool, kind: type[Handle] = Handle
+    ) -> Handle:
         """Check everything that can be wrong with a request."""
         settings, window = request.settings, request.window
         check_one_of("window", window, ("slide", "stop"))
         if not isinstance(request.salt, str):
             raise UserError(f"salt must be text, got {request.salt!r}")
         if settings.num_beams > 1:
-            raise UserError("the engine has no beam search", hint="use gpt2kit generate --reference")
+            raise UserError(
+                "beam search knows its text at the end alone, so there is no stream", hint="Engine.generate"
+            )
         if request.pooling is not None:
             check_one_of("pooling", request.pooling, ("mean", "last"))
             settings, window = SamplingSettings(max_tokens=1, temperature=0.0), "stop"
         settings = check_settings(settings, self.config, self.tokenizer)
         ids = check_prompt("the prompt", self._ids(request.prompt), self.config, self.eos_id, window)
-        handle = Handle(
+        handle = kind(
             ids, settings, self.eos_id, self.tokenizer, self.config.n_positions, window, request.salt,
             request.speculate, request.echo, request.pooling, self._adapter(request.adapter), notify=notify,
             events=events,

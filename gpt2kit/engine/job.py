@@ -45,6 +45,8 @@ class Job:
     `pooling` None: complete. The hooks are called by the scheduler's thread; the engine's handles override them.
     """
 
+    generation = Generation  # what each completion is
+
     def __init__(
         self,
         prompt: list[int],
@@ -63,7 +65,7 @@ class Job:
         self.root: Root = salt if adapter is None else (salt, adapter.number)  # of its blocks in the prefix tree
         self.echo, self.pooling = echo, pooling
         own = (settings.for_completion(j) for j in range(settings.n))
-        self.generations = [Generation(prompt, s, eos_id, tokenizer, n_positions, window) for s in own]
+        self.generations = [self.generation(prompt, s, eos_id, tokenizer, n_positions, window) for s in own]
         self.scores: list[Choice | None] = [None]  # echo: of the prompt's tokens, the first has none
         self.states: NDArray[np.float32] | None = None  # pooling: [T, C] for "mean", [1, C] for "last"
         self.first_logits: Logits | None = None  # after the prompt, for the completions that share it

@@ -2,20 +2,18 @@
 
 It ends when the best running beam, scored at its present length, is no better than the worst of num_beams
 finished ones. Penalties, bans and bias act on the log-probabilities, as in transformers. A stop string ends
-a beam, too. All beams are one batch, [num_beams, T].
+a beam, too. All beams are one batch, [num_beams, T]. The model file's decoder computes their logits, or the engine.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from gpt2kit.model.completion import Completion, Finish, Logits, TextStream, Window, room, stop_ids, view_start
-from gpt2kit.model.decoder import Decoder
-from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.sampling import (
     Choice,
     SamplingSettings,
@@ -39,20 +37,29 @@ class _Beam:
     stop: int | str | None = None
 
 
+class BeamDecoder(Protocol):
+    """What computes the beams."""
+
+    def logits(self, rows: list[list[int]]) -> Logits:
+        """Of each row's next token: [R, V] float32. A row has grown by one token since the last call."""
+
+    def reorder(self, rows: list[int]) -> None:
+        """Go on with these rows, in this order; a row may be dropped or taken several times."""
+
+
 def beam_search(
-    model: GPT2,
+    decoder: BeamDecoder,
     prompt: list[int],
     settings: SamplingSettings,
+    n_positions: int,
     eos_id: int | None = None,
     tokenizer: Tokenizer | None = None,
-    cache: bool = True,
     window: Window = "slide",
 ) -> list[Completion]:
     """The settings.n best of settings.num_beams beams, best first. Arguments as checked by `generate`."""
-    width, N = settings.num_beams, model.config.n_positions
-    limit = room(len(prompt), settings, N, window)
+    width = settings.num_beams
+    limit = room(len(prompt), settings, n_positions, window)
     stops = stop_ids(settings, eos_id)
-    decoder = Decoder(model, tokenizer, limit, cache)
     beams, finished = [_Beam([], 0.0, [])], list[_Beam]()
     if limit == 0:
         finished = beams * width
@@ -77,7 +84,7 @@ def beam_search(
                 break
         beams = [beam for _, beam in running]
         decoder.reorder([parent for parent, _ in running])
-    return [_completion(beam, settings, tokenizer, len(prompt), N) for beam in finished[: settings.n]]
+    return [_completion(beam, settings, tokenizer, len(prompt), n_positions) for beam in finished[: settings.n]]
 
 
 def _grow(

@@ -33,6 +33,7 @@ from gpt2kit.model.completion import (
     check_prompt,
     check_settings,
     end_id,
+    room,
     view_start,
 )
 from gpt2kit.model.decoder import Decoder, Padding, evaluating
@@ -86,12 +87,27 @@ def generate(
     out = []
     for prompt, one in zip(ids, each, strict=True):
         if one.num_beams > 1:
-            out.append(beam_search(model, prompt, one, eos_id, tokenizer, cache, window))
+            out.append(model_beams(model, prompt, one, eos_id, tokenizer, cache, window))
         else:
             group = rows(prompt, one)
             _run_alone(Decoder(model, tokenizer, group[0].limit, cache), group)
             out.append([row.completion() for row in group])
     return out
+
+
+def model_beams(
+    model: GPT2,
+    prompt: list[int],
+    settings: SamplingSettings,
+    eos_id: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    cache: bool = True,
+    window: Window = "slide",
+) -> list[Completion]:
+    """The settings.n best of settings.num_beams beams, best first. Arguments as checked by `generate`."""
+    N = model.config.n_positions
+    decoder = Decoder(model, tokenizer, room(len(prompt), settings, N, window), cache)
+    return beam_search(decoder, prompt, settings, N, eos_id, tokenizer, window)
 
 
 def _run_alone(decoder: Decoder, rows: list[Generation]) -> None:

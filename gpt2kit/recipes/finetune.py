@@ -22,16 +22,15 @@ from gpt2kit.recipes.earlier import earlier_tasks
 from gpt2kit.recipes.events import Event, Finished, Note
 from gpt2kit.recipes.pretrain import RUN, check_unused, parent_of
 from gpt2kit.recipes.sitting import Feed, sit
-from gpt2kit.recipes.tuning_data import context_for, read_parts
+from gpt2kit.recipes.tuning_data import context_for, read_parts, told
 from gpt2kit.recipes.tuning_options import FinetuneOptions
 from gpt2kit.tasks import task_from_data, task_of
 from gpt2kit.tasks.chat import Chat
-from gpt2kit.tasks.task import Encoded, end_of_text
+from gpt2kit.tasks.task import end_of_text
 from gpt2kit.training import checkpoint
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.training.rows import RowBatches, on_grid
 from gpt2kit.training.stored_rows import load_rows, save_rows
-from gpt2kit.wording import plural
 
 ROWS = "rows"  # the folder with the encoded examples
 
@@ -66,7 +65,7 @@ def start(options: FinetuneOptions, stop: Callable[[], bool]) -> Iterator[Event]
     past = continual.read(options.replay or (), before, tokenizer, context, model)
     notes += past.notes
     rows = {name: task.encode(part.rows, tokenizer, context) for name, part in parts.items() if name != "test"}
-    yield from map(Note, [*notes, why, *(_told(name, encoded, context) for name, encoded in rows.items())])
+    yield from map(Note, [*notes, why, *(told(name, encoded, context) for name, encoded in rows.items())])
     precision = runtime.choose_precision(options.precision, device=runtime.device().type)
     config = adapters.sliced(options.settings(len(rows["train"].rows), context), model, method is not None)
     yield Note(adapters.said_before(model, config, method, precision, options))
@@ -96,11 +95,6 @@ def start(options: FinetuneOptions, stop: Callable[[], bool]) -> Iterator[Event]
     save_rows(out / ROWS, {name: encoded.rows for name, encoded in rows.items()} | past.rows)
     commit.replace_json(out / RUN, record)
     yield from _sit(out, record, None, stop)
-
-
-def _told(name: str, encoded: Encoded, context: int) -> str:
-    lost = f", {encoded.left_out:,} left out for want of room" if encoded.left_out else ""
-    return f"{name}: {plural(len(encoded.rows), 'row')}, {encoded.cut:,} cut to {context} tokens{lost}"
 
 
 def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:

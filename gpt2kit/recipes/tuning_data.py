@@ -7,8 +7,9 @@ import numpy as np
 from gpt2kit.data.examples import Examples, read_examples
 from gpt2kit.errors import UserError
 from gpt2kit.recipes.tuning_options import FinetuneOptions, read_columns
-from gpt2kit.tasks.task import Task
+from gpt2kit.tasks.task import Encoded, Task
 from gpt2kit.text.tokenizer import Tokenizer
+from gpt2kit.wording import plural
 
 LENGTHS = (64, 128, 256, 512, 1024)
 
@@ -36,3 +37,9 @@ def context_for(
     need = int(np.quantile([len(row) for row in some], 0.99)) if some else room
     context = min(next((length for length in LENGTHS if length >= need), need), room)
     return context, f"rows are at most {context} tokens: 99 % have at most {need}"
+
+
+def told(name: str, encoded: Encoded, context: int) -> str:
+    """What became of a part's rows."""
+    lost = f", {encoded.left_out:,} left out for want of room" if encoded.left_out else ""
+    return f"{name}: {plural(len(encoded.rows), 'row')}, {encoded.cut:,} cut to {context} tokens{lost}"

@@ -76,8 +76,7 @@ def run_generate(options: GenerateOptions) -> int:
         values["temperature"] = TEMPERATURE if options.num_beams == 1 else 0.0
     settings = SamplingSettings(**values)
     one_stream = not (options.json or settings.n > 1 or settings.num_beams > 1)
-    reference = options.reference or settings.num_beams > 1  # the engine has no beams
-    decode = _with_reference if reference else _with_engine
+    decode = _with_reference if options.reference else _with_engine
     completions, events, n_positions = decode(options, prompt, settings, one_stream)
     for completion in completions:
         if options.json:
@@ -102,7 +101,7 @@ def _with_engine(
     from gpt2kit.engine import Engine
 
     engine = Engine.load(
-        options.model, options.precision, options.threads, max_batch=min(max(settings.n, 1), 32),
+        options.model, options.precision, options.threads, max_batch=min(max(settings.n, settings.num_beams), 32),
         on_progress=tell_stages(), allow_hub=options.hub,
     )  # fmt: skip
     print_notes(engine.notes)

@@ -462,7 +462,7 @@ BAD: dict[str, tuple[Callable[[Engine], Any], str]] = {
     "NaN": (lambda e: e.generate([[1]], temperature=float("nan")), "temperature"),
     "negative": (lambda e: e.generate([[1]], max_tokens=-1), "max_tokens"),
     "NaN top_p": (lambda e: e.generate([[1]], top_p=float("nan")), "top_p"),
-    "beams": (lambda e: e.generate([[1]], num_beams=2, temperature=0), "beam"),
+    "beams as a stream": (lambda e: e.stream([1], num_beams=2, temperature=0), "there is no stream"),
     "bias outside": (lambda e: e.generate([[1]], logit_bias={V: 1.0}), "outside the vocabulary"),
     "stop without a tokenizer": (lambda e: e.generate([[1]], stop=["a"]), "tokenizer"),
     "settings of another number": (lambda e: e.generate([[1]], [SamplingSettings()] * 2), "2 settings for 1 prompts"),

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2kit.errors import UserError
-from gpt2kit.model.beam import beam_search
 from gpt2kit.model.completion import Completion, TextStream, view_start
 from gpt2kit.model.decoder import Decoder
-from gpt2kit.model.generate import echo, generate, score, stream
+from gpt2kit.model.generate import echo, generate, model_beams, score, stream
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
 from gpt2kit.model.sampling import SamplingSettings
 from gpt2kit.text.tokenizer import Tokenizer
@@ -218,7 +217,7 @@ def test_beams_slide_too(model: GPT2) -> None:
     assert cached.window_slid
     [prompt] = prompts_of((N + 9,))
     greedy = dataclasses.replace(GREEDY, max_tokens=30)
-    [one] = beam_search(model, prompt, greedy)
+    [one] = model_beams(model, prompt, greedy)
     assert one.token_ids == generate(model, [prompt], greedy)[0][0].token_ids
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 import transformers
 
-from gpt2kit.model.beam import beam_search
 from gpt2kit.model.completion import Completion
-from gpt2kit.model.generate import generate
+from gpt2kit.model.generate import generate, model_beams
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
 from gpt2kit.model.sampling import SamplingSettings
 
@@ -141,7 +140,7 @@ def test_one_beam_is_greedy(pair) -> None:
         eos = common_token(ours, prompt)
         settings = SamplingSettings(temperature=0, max_tokens=20, logprobs=0)
         [[greedy]] = generate(ours, [prompt], settings, eos_id=eos)
-        [beam] = beam_search(ours, prompt, settings, eos)
+        [beam] = model_beams(ours, prompt, settings, eos)
         assert beam.token_ids == greedy.token_ids
         assert beam.finish_reason == greedy.finish_reason
         assert [c.logprob for c in beam.logprobs] == pytest.approx([c.logprob for c in greedy.logprobs])
