@@ -46,7 +46,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 # the engine and the other with what does not need it. Long files come early: none is left for the end.
 FIRST = (
     "engine/test_exact.py", "training/test_plan.py", "engine/test_forward.py", "training/test_kill.py",
-    "engine/test_engine.py", "journeys/test_stopping.py", "journeys/test_tuning.py", "serve/test_page.py",
+    "engine/test_engine.py", "journeys/test_stopping.py", "journeys/test_adapters.py", "serve/test_page.py",
 )  # fmt: skip
 
 

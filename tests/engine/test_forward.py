@@ -163,6 +163,7 @@ def test_a_copied_block_continues_as_the_original(precision: weights.Precision) 
         np.testing.assert_array_equal(again[0], expected)
 
 
+@pytest.mark.slow
 def test_threads_that_fell_asleep_wake_up() -> None:
     import time
 

@@ -117,7 +117,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("repeats", [0.0, 1.0])
+@pytest.mark.parametrize("repeats", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize("name", CASES)
 def test_an_answer_is_that_of_the_definition(name: str, repeats: float) -> None:
     options = {"prompt": PROMPT, **CASES[name]}

@@ -62,6 +62,7 @@ def metric(out: Path, test: Path, name: str, *flags: str | Path) -> float:
     return float(found["value"])
 
 
+@pytest.mark.slow
 def test_classify_from_a_table_to_a_label(base: Path, tmp_path: Path) -> None:
     def rows(n: int, seed: int) -> list[dict[str, Any]]:
         return [{"text": s, "label": "colour" if s.split()[0] in WORDS[:3] else "other"} for s in sentences(n, seed)]

@@ -235,6 +235,7 @@ def test_an_empty_sheet_offers_beginnings(pages: Pages) -> None:
     assert page.locator("#starts").is_hidden()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_what_the_model_writes_goes_on_where_the_prompt_ends(pages: Pages) -> None:
     """The field and the text over it break their lines alike, or the text would stand beside the prompt's end."""
@@ -326,6 +327,7 @@ def test_an_alternative_becomes_the_text_and_the_model_writes_on_from_it(pages: 
     assert text(page) == "ABD"
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_branch_reaches_the_real_server(pages: Pages, live: Live) -> None:
     page = pages.open()
@@ -698,6 +700,7 @@ def test_what_the_server_refuses_is_said_in_plain_words(pages: Pages) -> None:
         page.unroute("**/v1/completions")
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_key_is_asked_for_tried_and_kept_in_the_tab_alone(
     browser: Browser, model_folder: Path, tmp_path: Path
