@@ -46,8 +46,8 @@ EXPERIMENTS = {
     "imdb": Experiment("classify", "en", ("--context", "512", "--epochs", "2"), ("accuracy", "macro_f1", "auroc")),
     "sst2": Experiment("classify", "en", ("--epochs", "2")),
     "agnews": Experiment("classify", "en", ("--epochs", "5")),
-    "waimai": Experiment("classify", "zh", ("--epochs", "5"), ("accuracy", "macro_f1", "auroc")),
-    "thucnews": Experiment("classify", "zh", ("--epochs", "5")),
+    "waimai": Experiment("classify", "zh", ("--epochs", "2", "--dropout", "0.2"), ("accuracy", "macro_f1", "auroc")),
+    "thucnews": Experiment("classify", "zh", ("--epochs", "2", "--dropout", "0.2")),
     "translation": Experiment("translate", "zh", ("--epochs", "4"), ("bleu", "chrf")),
     "correction": Experiment(
         "correct", "zh", ("--epochs", "6"), ("detection_f1", "correction_f1", "false_positive_rate")
