@@ -13,7 +13,7 @@ from hypothesis import settings
 from gpt2kit import runtime
 
 runtime.calm_spinning()  # before any test imports torch, as the command line does
-settings.register_profile("quick", max_examples=40)  # where a test names no number; Hypothesis itself takes 100
+settings.register_profile("quick", max_examples=30)  # where a test names no number; Hypothesis itself takes 100
 settings.load_profile("quick")
 
 Download = Callable[[str, Path], None]

@@ -141,6 +141,7 @@ def test_a_damaged_cache_costs_a_compilation(
         assert (again.twice(10), hits(again)) == (22, 1)
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_code_is_compiled_each_time(tmp_path: Path) -> None:
     """A file stands where each cache folder would be: permissions do not stop an administrator, this does."""
     (tmp_path / "part.py").write_text(PART.format(number=1))

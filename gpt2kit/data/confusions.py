@@ -111,7 +111,9 @@ class Confusions:
         parts = pieces(text)
         wanted = pick.choice(self.counts)
         left = [n for n, piece in enumerate(parts) if is_word(piece) and not piece.isdecimal()]
-        for _ in range(min(wanted, len(left))):
+        for _ in range(wanted):
+            if not left:  # a swap uses two words up
+                break
             operation = pick.choices(list(self.operations), list(self.operations.values()))[0]
             at = self._place(parts, left, operation, pick)
             left.remove(at)

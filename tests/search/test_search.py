@@ -185,6 +185,7 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_bytes(place: Path, tmp_pat
     assert kept == [f"{whole.best.number + 1:04d}"]
 
 
+@pytest.mark.slow
 def test_the_best_trial_is_a_model_and_its_command_makes_the_same(place: Path, tmp_path: Path) -> None:
     found = end(tuning(place, tmp_path / "s", sampler="grid", space="learning_rate=3e-4|3e-3", trials=None))
     assert [dict(trial.values) for trial in found.trials] == [{"learning_rate": 3e-4}, {"learning_rate": 3e-3}]
