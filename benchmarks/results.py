@@ -22,7 +22,7 @@ import argparse
 import json
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,9 +181,24 @@ def nearest(place: Place, name: str, language: str, task: str) -> Row:
 # ------------------------------------------------------------------------------------- the same, by transformers
 
 
+def in_batches(logits: Callable[[Any], Any], ids: Sequence[Sequence[int]]) -> list[Any]:
+    """The logits of each text, those of like length computed together."""
+    import numpy as np
+
+    from gpt2kit.training.rows import Row, pad
+
+    found: list[Any] = [None] * len(ids)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for a in range(0, len(order), 64):
+        places = order[a : a + 64]
+        rows = [Row(np.array(ids[i], np.int64)) for i in places]
+        for i, scores in zip(places, logits(pad(rows)).numpy(), strict=True):
+            found[i] = scores
+    return found
+
+
 def by_transformers(place: Place, name: str, base: Path, ours: Path) -> Row:
     """GPT2ForSequenceClassification from `base` in a plain loop: the rows, order and settings of the run in `ours`."""
-    import numpy as np
     import torch
     import transformers
 
@@ -238,17 +253,9 @@ def by_transformers(place: Place, name: str, base: Path, ours: Path) -> Row:
     minutes = (time.monotonic() - start) / 60
 
     model.eval()
-    answers: list[Any] = [None] * len(ids)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     with torch.no_grad():
-        for a in range(0, len(order), 64):
-            places = order[a : a + 64]
-            lengths = np.array([len(ids[i]) for i in places])
-            padded = np.zeros((len(places), lengths.max()), np.int64)
-            for line, i in zip(padded, places, strict=True):
-                line[: len(ids[i])] = ids[i]
-            for i, scores in zip(places, logits((padded, lengths)).numpy(), strict=True):
-                answers[i] = task.read(scores)
+        scores = in_batches(logits, ids)
+    answers = [task.read(one) for one in scores]
     return {"minutes": minutes, **task.score(test.rows, answers).to_dict()}
 
 

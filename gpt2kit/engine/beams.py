@@ -2,7 +2,8 @@
 
 A beam has its beginning in common with the prompt, with the other beams and with itself one step ago. So its keys and
 values are found in the prefix tree, but for those of the last, unfinished block: at most BLOCK rows a beam and step are
-computed, and the whole view when that slides. Its logits are those of the same tokens in any company, which makes the beams the same in any company, too.
+computed, and the whole view when that slides. Its logits are those of the same tokens in any company, which makes the
+beams the same in any company, too.
 """
 
 from __future__ import annotations
