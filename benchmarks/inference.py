@@ -10,9 +10,10 @@ contestant has seen, the same for all of them in one round, so that no prefix ca
 tokens are compared with those of transformers in fp32.
 
 Columns: decode-32, decode-512 (tokens/s after a prompt of so many tokens), prefill (tokens/s of a prompt of 1,000),
-streams-8, streams-32 (tokens/s of so many streams together, prompts of 32), start (seconds from the start of the
-process to the first token), memory (resident MB after decode-512), speculation (ours with and without, on text that
-repeats its prompt and on text that does not). Ratios are ours over the best peer of 8 bits or more, and of 4 bits.
+streams-8, streams-32 (tokens/s of so many streams together, prompts of 32), beams-4 (tokens/s of the best of four
+beams, of those who have beam search, with the prompt of 32), start (seconds from the start of the process to the first
+token), memory (resident MB after decode-512), speculation (ours with and without, on text that repeats its prompt and
+on text that does not). Ratios are ours over the best peer of 8 bits or more, and of 4 bits.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ from typing import Any
 PEERS = Path(__file__).with_name("peers")
 VOCABULARY = 50257
 COMMON = 512  # the repeating model's tokens
-COLUMNS = ("decode-32", "decode-512", "prefill", "streams-8", "streams-32", "start", "memory", "speculation")
-STREAMS = {"decode-32": 1, "decode-512": 1, "prefill": 1, "streams-8": 8, "streams-32": 32}
+COLUMNS = ("decode-32", "decode-512", "prefill", "streams-8", "streams-32", "beams-4", "start", "memory", "speculation")
+STREAMS = {"decode-32": 1, "decode-512": 1, "prefill": 1, "streams-8": 8, "streams-32": 32, "beams-4": 1}
+OPTIONS = {"beams-4": {"beams": 4}}
+WITH_BEAMS = ("gpt2kit_engine.py", "hf.py", "ct2.py", "ov.py")
 PROMPT = {"decode-512": 512, "prefill": 1000}
 REFERENCE = "transformers fp32"
 YARDSTICK = "llama.cpp Q8_0"  # of start and memory
@@ -185,13 +188,15 @@ def race(cell: Cell, found: dict[str, Contestant], columns: list[str], rounds: i
     for turn in range(-1, rounds):
         for column in columns:
             reference: list[int] = []
-            for name in sorted(found, key=lambda name: name != REFERENCE):
+            options = OPTIONS.get(column, {})
+            able = [name for name, one in found.items() if not options or one.peer.file in WITH_BEAMS]
+            for name in sorted(able, key=lambda name: name != REFERENCE):
                 try:
                     if turn < 0:
-                        found[name].ask(prompts(column, turn), min(4, tokens_of(column, tokens)))
+                        found[name].ask(prompts(column, turn), min(4, tokens_of(column, tokens)), **options)
                         continue
                     found[name].ask(prompts("wake up", turn), 4)
-                    answer = found[name].ask(prompts(column, turn), tokens_of(column, tokens))
+                    answer = found[name].ask(prompts(column, turn), tokens_of(column, tokens), **options)
                 except ChildProcessError as error:
                     print(f"  {error}", file=sys.stderr, flush=True)
                     found.pop(name).close()

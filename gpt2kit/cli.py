@@ -133,7 +133,7 @@ def _parse(name: str, verb: Verb, arguments: list[str]) -> Any:
     return tyro.cli(
         verb.options, prog=f"gpt2kit {name}", args=arguments,
         description=inspect.cleandoc(verb.options.__doc__ or "") if verb.help is None else verb.help,
-        config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
+        config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""gpt2kit's engine: "int8" or "fp32". Option `speculate`, off unless asked for."""
+"""gpt2kit's engine: "int8" or "fp32". Options: `speculate`, off unless asked for; `beams`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ from gpt2kit.model.sampling import SamplingSettings
 def load(folder: Path, variant: str, threads: int) -> Generate:
     engine = Engine.load(folder, precision=variant, threads=threads)
 
-    def generate(prompts: list[list[int]], tokens: int, timeline: Timeline, speculate: bool = False) -> None:
-        settings = SamplingSettings(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+    def generate(
+        prompts: list[list[int]], tokens: int, timeline: Timeline, speculate: bool = False, beams: int = 1
+    ) -> None:
+        settings = SamplingSettings(max_tokens=tokens, temperature=0.0, ignore_eos=True, num_beams=beams)
+        if beams > 1:
+            timeline.whole(list(engine.generate(prompts, settings)[0].token_ids))
+            return
         moments: list[list[float]] = [[] for _ in prompts]
 
         def note(stream: int) -> None:

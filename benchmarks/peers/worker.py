@@ -45,6 +45,11 @@ class Timeline:
         for stream, token in enumerate(tokens):
             self.add(stream, token, when)
 
+    def whole(self, tokens: list[int]) -> None:
+        """The first stream, which is known only at its end: all but one of its tokens took the time since the start."""
+        for place, token in enumerate(tokens):
+            self.add(0, token, self.start if place == 0 else None)
+
     def result(self) -> dict[str, Any]:
         first = max(times[0] for times in self.times)
         last = max(first, min(times[-1] for times in self.times))

@@ -38,7 +38,7 @@ class FinetuneOptions:
     # .jsonl, .json, .csv, .tsv, .parquet, compressed or not, or folders of them
     data: Annotated[list[str], tyro.conf.Positional] = field(default_factory=list)
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None  # the model to tune
-    task: str | None = None  # classify, translate, summarise, correct, edit, instruct, chat, answer
+    task: str | None = None  # classify, translate, summarise, correct, edit, instruct, chat, answer, rank, write
     out: str = ""  # the run folder to make
     resume: str | None = None  # go on with this run folder; takes no other flag
     method: Method = "full"  # all weights, or an adapter over them: docs/adapters.md

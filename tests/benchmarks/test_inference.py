@@ -36,6 +36,13 @@ def test_decoding_is_timed_while_all_streams_run(monkeypatch: pytest.MonkeyPatch
     assert found["tokens"] == [[7] * 4, [8] * 4]
 
 
+def test_a_stream_known_at_its_end_alone_is_timed_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeline = module("peers/worker", monkeypatch).Timeline(1)
+    timeline.whole([5, 6, 7])
+    found = timeline.result()
+    assert (found["tokens"], found["prefill_seconds"], found["decoded"]) == ([[5, 6, 7]], 0, 2)
+
+
 def test_ratios_are_to_the_best_peer_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     inference = module("inference", monkeypatch)
     cell = inference.Cell("small", 2)
