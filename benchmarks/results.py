@@ -34,16 +34,22 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Experiment:
-    """How a set is learnt. `flags` go to `gpt2kit finetune`; `shown` are the scores of the table."""
+    """How a set is learnt. `flags` go to `gpt2kit finetune`; `shown` are the scores of the table.
+
+    `adapters` are methods that are tuned beside all weights, with the same flags.
+    """
 
     task: str
     base: str
     flags: tuple[str, ...] = ()
     shown: tuple[str, ...] = ("accuracy", "macro_f1")
+    adapters: tuple[str, ...] = ()
 
 
 EXPERIMENTS = {
-    "imdb": Experiment("classify", "en", ("--context", "512", "--epochs", "2"), ("accuracy", "macro_f1", "auroc")),
+    "imdb": Experiment(
+        "classify", "en", ("--context", "512", "--epochs", "2"), ("accuracy", "macro_f1", "auroc"), ("lora",)
+    ),
     "sst2": Experiment("classify", "en", ("--epochs", "2")),
     "agnews": Experiment("classify", "en", ("--epochs", "5")),
     "waimai": Experiment("classify", "zh", ("--epochs", "2", "--dropout", "0.2"), ("accuracy", "macro_f1", "auroc")),
@@ -277,6 +283,10 @@ def run(place: Place, name: str) -> list[tuple[str, Row]]:
         out = place.out / name / parent.name
         seconds = tuned(place, name, parent, out, experiment)
         found.append((who, {"minutes": seconds / 60, **scored(place, name, out)}))
+    for method in experiment.adapters:
+        out = place.out / name / f"{base.name}-{method}"
+        seconds = tuned(place, name, base, out, experiment, ("--method", method))
+        found.append((f"GPT-2, pre-trained, {method}", {"minutes": seconds / 60, **scored(place, name, out)}))
     if experiment.task == "classify":
         kept = place.out / name / "transformers.json"
         if not kept.exists():
