@@ -2,7 +2,8 @@
 
 Reads the folder that GPT2KIT_DATA names (docs/results.md has each set's source) and writes OUT/<set>/train.jsonl and
 test.jsonl, and OUT/english.jsonl and OUT/chinese.jsonl, the texts to learn language from. A set without a test part of
-its own is split by a hash of what the model is given. No test row, and no passage of one, is in a corpus.
+its own is split by a hash of what the model is given. No test row, and no passage of one, is in a corpus. OUT/modern.jsonl
+is the Chinese corpus without its poems.
 """
 
 from __future__ import annotations
@@ -155,12 +156,16 @@ def english(folder: Path) -> Iterator[str]:
     yield from (row["text"] for row in lines(read(folder, "text/imdb-unsup.jsonl.xz")))
 
 
-def chinese(folder: Path, sets: dict[str, dict[str, list[Row]]]) -> Iterator[str]:
-    """All poems but those of the test, headlines, reviews, passages, sentences with their English, instructions."""
+def old_chinese(folder: Path, sets: dict[str, dict[str, list[Row]]]) -> Iterator[str]:
+    """All poems but those of the test."""
     tested = {row["completion"] for row in sets["poems"]["test"]}
     for poem in lines(read(folder, "text/tang-poems.jsonl.xz")):
         if poem["text"] not in tested:
             yield f"{poem['title']}\n{poem['text']}"
+
+
+def modern_chinese(sets: dict[str, dict[str, list[Row]]]) -> Iterator[str]:
+    """Headlines, reviews, passages, sentences with their English, instructions."""
     for name in ("waimai", "thucnews"):
         yield from (row["text"] for row in sets[name]["train"])
     yield from (row["context"] for row in sets["cmrc"]["train"])
@@ -193,7 +198,9 @@ def prepare(folder: Path, out: Path) -> None:
                 write(out / name / f"{part}.jsonl", rows)
         print(f"{name:<12} " + ", ".join(f"{part} {len(rows):,}" for part, rows in parts.items()))
     write(out / "english.jsonl", ({"text": text} for text in english(folder)))
-    write(out / "chinese.jsonl", ({"text": text} for text in chinese(folder, sets)))
+    modern = [{"text": text} for text in modern_chinese(sets)]
+    write(out / "chinese.jsonl", [*({"text": text} for text in old_chinese(folder, sets)), *modern])
+    write(out / "modern.jsonl", modern)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,18 @@ TRIALS = 20
 
 
 @dataclass(frozen=True)
-class SearchFinetuneOptions(FinetuneOptions):
+class Search:
+    """How to search, whatever the verb."""
+
+    resume: str | None = None  # go on with this search folder; takes --trials and --jobs beside it
+    space: str = ""  # the settings to try, such as "learning_rate=1e-5..1e-3:log, dropout=0|0.1|0.2"
+    sampler: Sampler = "tpe"  # how values are proposed: tpe learns from earlier trials; a grid takes all in order
+    trials: int | None = None  # to run in all; None: 20, or all of a grid
+    jobs: int = 1  # trials at a time, each a process on its share of the cores
+
+
+@dataclass(frozen=True)
+class SearchFinetuneOptions(Search, FinetuneOptions):
     """Look for settings of `gpt2kit finetune` that give the lowest validation loss.
 
     --space names fields of finetune with a range or a list of values each; all other flags are finetune's. Trials that
@@ -27,12 +38,6 @@ class SearchFinetuneOptions(FinetuneOptions):
       gpt2kit search finetune --resume runs/search --trials 40
     """
 
-    resume: str | None = None  # go on with this search folder; takes --trials and --jobs beside it
-    space: str = ""  # such as "learning_rate=1e-5..1e-3:log, dropout=0|0.1|0.2"
-    sampler: Sampler = "tpe"  # how values are proposed: tpe learns from earlier trials; a grid takes all in order
-    trials: int | None = None  # to run in all; None: 20, or all of a grid
-    jobs: int = 1  # trials at a time, each a process on its share of the cores
-
     def __post_init__(self) -> None:
         if self.resume is None:
             super().__post_init__()
@@ -40,7 +45,7 @@ class SearchFinetuneOptions(FinetuneOptions):
 
 
 @dataclass(frozen=True)
-class SearchTrainOptions(TrainOptions):
+class SearchTrainOptions(Search, TrainOptions):
     """Look for settings of `gpt2kit train` that give the lowest validation loss.
 
     As `gpt2kit search finetune`. The text is packed once, for all trials.
@@ -50,12 +55,6 @@ class SearchTrainOptions(TrainOptions):
         --space "learning_rate=1e-3..1e-2:log, n_layer=2|4"
       gpt2kit search train --resume runs/search
     """
-
-    resume: str | None = None  # go on with this search folder; takes --trials and --jobs beside it
-    space: str = ""  # such as "learning_rate=1e-3..1e-2:log, n_layer=2|4"
-    sampler: Sampler = "tpe"  # how values are proposed: tpe learns from earlier trials; a grid takes all in order
-    trials: int | None = None  # to run in all; None: 20, or all of a grid
-    jobs: int = 1  # trials at a time, each a process on its share of the cores
 
     def __post_init__(self) -> None:
         if self.resume is None:
