@@ -2,8 +2,8 @@
 
 Reads the folder that GPT2KIT_DATA names (docs/results.md has each set's source) and writes OUT/<set>/train.jsonl and
 test.jsonl, and OUT/english.jsonl and OUT/chinese.jsonl, the texts to learn language from. A set without a test part of
-its own is split by a hash of what the model is given. No test row, and no passage of one, is in a corpus. OUT/modern.jsonl
-is the Chinese corpus without its poems.
+its own is split by a hash of what the model is given. No test row, and no passage of one, is in a corpus.
+OUT/modern.jsonl is the Chinese corpus without its poems.
 """
 
 from __future__ import annotations

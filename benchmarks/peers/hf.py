@@ -19,7 +19,9 @@ def load(folder: Path, variant: str, threads: int) -> Generate:
     def generate(prompts: list[list[int]], tokens: int, timeline: Timeline, beams: int = 1) -> None:
         if beams > 1:
             asked = {"num_beams": beams, "max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
-            timeline.whole(model.generate(torch.tensor(prompts), pad_token_id=0, **asked)[0, len(prompts[0]) :].tolist())
+            timeline.whole(
+                model.generate(torch.tensor(prompts), pad_token_id=0, **asked)[0, len(prompts[0]) :].tolist()
+            )
             return
         ids, cache = torch.tensor(prompts), None
         for _ in range(tokens):

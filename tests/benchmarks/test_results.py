@@ -18,7 +18,7 @@ from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.training import train_tokenizer
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-WORDS = "the quick brown fox jumps over a lazy dog while two small birds look on".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "two", "birds", "look", "on"]
 FLAGS = ("--epochs", "12", "--learning-rate", "3e-3", "--dropout", "0")
 
 
