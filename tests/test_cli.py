@@ -292,3 +292,10 @@ def test_the_table_of_verbs_names_every_verb_of_every_module() -> None:
     for module in sorted(set(cli.VERBS.values())):
         verbs = importlib.import_module(f"gpt2kit.verbs.{module}").VERBS
         assert set(verbs) == {verb for verb, home in cli.VERBS.items() if home == module}
+
+
+@pytest.mark.parametrize("text", ["味道很好，送餐也快。" * 30, "a film " * 900, "nul \0 byte"])
+def test_a_text_to_ask_may_be_longer_than_a_files_name(text: str) -> None:
+    from gpt2kit.verbs.tuning import _batches
+
+    assert [[str(one) for one in batch] for batch in _batches(lambda given: given, text)] == [[text]]  # type: ignore

@@ -15,18 +15,20 @@ _LISTED = 6  # fields named in a sentence
 
 # The usual names of each role, the likeliest first, in lower case.
 TEXT = (*rows.TEXT_FIELDS, "premise", "sentence1", "text_a", "question1", "comment", "comment_text", "tweet",
-        "post", "email", "sms", "utterance", "description", "headline", "title", "query", "评论", "评价", "句子",
-        "标题")  # fmt: skip
+        "post", "email", "sms", "utterance", "description", "headline", "title", "query", "评论", "评价", "评论内容",
+        "评价内容", "句子", "标题")  # fmt: skip
 TEXT_PAIR = ("text_pair", "hypothesis", "sentence2", "text_b", "question2", "text2")
 LABEL = ("label_text", "label_name", "label", "labels", "class", "classes", "category", "categories", "topic", "topics",
          "sentiment", "intent", "emotion", "polarity", "target", "tag", "tags", "rating", "stars", "score",
-         "标签", "标注", "类别", "分类", "类型", "情感", "主题")  # fmt: skip
+         "标签", "标注", "类别", "分类", "类型", "情感", "情感倾向", "主题")  # fmt: skip
 PROMPT_ALONE = ("prompt", "source", "src", "input", "instruction", "question", "query", "original", "wrong",
-                "incorrect", "source_text", "input_text", "article", "问题", "原文", "输入")  # fmt: skip
+                "incorrect", "source_text", "input_text", "article", "问题", "指令", "提示", "原文", "源文", "输入",
+                "原句", "错误", "病句")  # fmt: skip
 PROMPT = (*PROMPT_ALONE, "document", "dialogue", "text", "content", "sentence", "正文")
 COMPLETION = ("completion", "response", "output", "target", "tgt", "answer", "summary", "highlights", "abstract",
               "corrected", "correction", "correct", "right", "reply", "translation", "target_text", "output_text",
-              "headline", "title", "答案", "回答", "译文", "输出", "摘要", "标题")  # fmt: skip
+              "headline", "title", "答案", "回答", "回复", "译文", "目标", "参考", "输出", "摘要", "标题",
+              "改正", "正确", "纠正", "修改后")  # fmt: skip
 INSTRUCTION = ("instruction",)
 INPUT = ("input", "context")
 OUTPUT = ("output", "response", "completion", "answer")

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2kit.data import sources
+from gpt2kit.data.decode import STDIN
 from gpt2kit.data.fulltext import TextIndex
+from gpt2kit.data.records import JSON
 from gpt2kit.data.sources import SourceReport, read_documents
 from gpt2kit.errors import UserError
 
@@ -65,6 +67,8 @@ class Library:
 
 def open_library(documents: str | Path, note: Callable[[str], None] = lambda text: None) -> Library:
     """The passages of a folder or file (every form that data/sources.py reads). UserError where there is no text."""
+    if str(documents) == STDIN:
+        raise UserError("documents are read from a file or a folder, not from standard input")
     root = Path(documents)
     report = SourceReport()
     files = list(sources._expand(root, report))
@@ -137,13 +141,14 @@ def _cut(document: sources.Document, base: Path) -> Iterator[Passage]:
     """Pieces of at most LONGEST characters, each ending at a paragraph, else a line, a sentence, a word."""
     text, at = document.text, 0
     file = Path(document.source)
+    lined = sources._kind(file)[0] not in (*JSON, ".parquet")  # else a text's line breaks are none of the file's
     name = file.relative_to(base).as_posix() if file.is_relative_to(base) else document.source
     while at < len(text):
         end = _end(text, at)
         piece = text[at:end]
         if piece.strip():
             begin = at + len(piece) - len(piece.lstrip())
-            yield Passage(piece.strip(), name, (document.line or 1) + text.count("\n", 0, begin))
+            yield Passage(piece.strip(), name, (document.line or 1) + (text.count("\n", 0, begin) if lined else 0))
         at = end
 
 

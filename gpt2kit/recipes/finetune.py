@@ -43,14 +43,14 @@ def start(options: FinetuneOptions, stop: Callable[[], bool]) -> Iterator[Event]
     check_unused(out, "finetune")
     runtime.set_threads(options.threads)
     runtime.tune_allocator()
-    parts, notes = read_parts(options)
+    parts, found, notes = read_parts(options)
     parent = parent_of(options.from_, options.hub)
     path, chosen = resolve(parent["folder"])
     notes += [] if chosen is None else [chosen]
     base, tokenizer = read_head(path, notes)
     tokenizer, _ = end_of_text(tokenizer)
     given = {k: v for k, v in (("template", options.template), ("mode", options.mode)) if v is not None}
-    task = task_from_data(options.task, parts["train"], given)
+    task = task_from_data(options.task, found, given)
     model = task.model_config(base)
     method = adapters.method_of(options, model)
     room = model.n_positions - (0 if method is None else method.virtual_tokens)

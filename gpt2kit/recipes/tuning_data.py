@@ -14,15 +14,31 @@ from gpt2kit.wording import plural
 LENGTHS = (64, 128, 256, 512, 1024)
 
 
-def read_parts(options: FinetuneOptions) -> tuple[dict[str, Examples], list[str]]:
-    """{"train", "validation"} and what was found."""
+def read_parts(options: FinetuneOptions) -> tuple[dict[str, Examples], Examples, list[str]]:
+    """{"train", "validation", perhaps "test"}, all rows of the data together, and what was found.
+
+    Files of --validation stand in for the validation rows that the data names itself, which then belong to no part.
+    """
     columns = read_columns(options.columns)
     found = read_examples(options.data, options.task, columns, classes=options.classes)
     notes = found.report.lines()
     if options.validation is None:
-        return found.splits(), notes
-    held = read_examples(options.validation, options.task, columns, classes=options.classes)
-    return {"train": found, "validation": held}, [*notes, *held.report.lines()]
+        parts = found.splits()
+    else:
+        parts = found.splits(0.0)
+        held = read_examples(options.validation, options.task, columns, classes=options.classes)
+        own, parts["validation"] = parts.get("validation"), held
+        notes += held.report.lines()
+        if own is not None:
+            notes.append(
+                f"the data's own {plural(len(own.rows), 'validation row')} left out: --validation names others"
+            )
+    if "train" not in parts:
+        raise UserError("the data has no training rows: its names say that all are for validation or for the test")
+    unseen = [label for label in found.labels if label not in parts["train"].labels]
+    if unseen:
+        notes.append(f"no training row has the label {', '.join(map(repr, unseen))}")
+    return parts, found, notes
 
 
 def context_for(

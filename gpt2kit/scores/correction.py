@@ -26,15 +26,17 @@ Edit = tuple[int, int, str]  # source units [begin, end) become this text
 _PIECES = re.compile(r"\s+|\w+|[^\w\s]")
 
 
-def edits(source: str, target: str, language: str = "zh") -> list[Edit]:
+def edits(source: str, target: str, language: str = "zh", aligned: bool | None = None) -> list[Edit]:
     """What turns `source` into `target`: by character in Chinese, by word, mark and space in English.
 
-    Texts of one length are compared place by place, as SIGHAN's are. Others are aligned by their longest common runs; a
-    run that was replaced by as many units is one edit a unit.
+    Chinese texts of one length are compared place by place, as SIGHAN's are. Others, or all where `aligned`, are
+    aligned by their longest common runs; a run that was replaced by as many units is one edit a unit.
     """
     a = list(source) if language == "zh" else _PIECES.findall(source)
     b = list(target) if language == "zh" else _PIECES.findall(target)
-    if len(a) == len(b):
+    if aligned is None:
+        aligned = language != "zh" or len(a) != len(b)
+    if not aligned:
         return [(i, i + 1, new) for i, (old, new) in enumerate(zip(a, b, strict=True)) if old != new]
     found: list[Edit] = []
     for kind, begin, end, first, last in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
@@ -86,8 +88,12 @@ def correction(
     language = check_language(language, gold)
     resampling = resampling or Resampling()
     test = TestSet.of(gold, source)
-    made = [set(edits(a, b, language)) for a, b in zip(source, predicted, strict=True)]
-    wanted = [set(edits(a, b, language)) for a, b in zip(source, gold, strict=True)]
+    made: list[set[Edit]] = []
+    wanted: list[set[Edit]] = []
+    for before, *after in zip(source, predicted, gold, strict=True):  # both in one way: their edits are compared
+        aligned = language != "zh" or {len(text) for text in after} != {len(before)}
+        for found_edits, text in zip((made, wanted), after, strict=True):
+            found_edits.append(set(edits(before, text, language, aligned)))
     changed = np.array([bool(row) for row in made], dtype=np.float64)
     wrong = np.array([bool(row) for row in wanted], dtype=np.float64)
     found = np.array([_places(a) == _places(b) for a, b in zip(made, wanted, strict=True)], dtype=np.float64)

@@ -21,7 +21,7 @@ NEVER_TUNED = ("embed",)  # what `gpt2kit run` knows besides
 
 
 def task_from_data(name: str, examples: Examples, options: Mapping[str, Any]) -> Task:
-    """The task `name` as its training examples show it: a classifier's labels are theirs. `options`: template, mode."""
+    """The task `name` as its examples show it: a classifier's labels are theirs. `options`: template, mode."""
     if name == "classify":
         from gpt2kit.tasks.classify import Classify
 

@@ -1,7 +1,7 @@
 """Conversations: system, user and assistant, written by the model folder's chat template, the default one otherwise.
 
 The loss falls on what the assistant says, each turn with the token that ends it. A conversation longer than the context
-loses its oldest turns; how many is said.
+loses its oldest turns, in tuning as in answering; how many conversations were cut, or how many turns, is said.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gpt2kit.data.families import ChatRow, Message, Where
 from gpt2kit.data.families import Row as Example
+from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.tasks.task import Answer, Encoded, completions, end_of_text, generate
 from gpt2kit.text.chat import DEFAULT_TEMPLATE, ChatTemplate
@@ -42,16 +43,23 @@ class Chat:
         return base
 
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, context: int) -> Encoded:
-        """One row for each thing that the assistant says, with what went before as its prompt."""
+        """One row for each thing that the assistant says, with what went before as its prompt.
+
+        The prompt gets what the reply leaves of the context, at least half of it.
+        """
         tokenizer, eos = end_of_text(tokenizer)
-        pairs = []
+        template, pairs, cut = self.chat_template, [], 0
         for example in examples:
             messages = _plain(cast(ChatRow, example).messages)
             for turn, message in enumerate(messages):
                 if message["role"] == "assistant":
-                    prompt = self.chat_template.encode(tokenizer, messages[:turn])
-                    pairs.append((prompt, tokenizer.encode(message["content"].strip())))
-        return completions(pairs, eos, context)
+                    reply = tokenizer.encode(message["content"].strip())
+                    room = max(context - len(reply), context // 2)
+                    prompt, dropped = _prompt(template, tokenizer, messages[:turn], room)
+                    cut += dropped > 0 and len(prompt) + len(reply) <= context  # what is longer is counted below
+                    pairs.append((prompt, reply))
+        encoded = completions(pairs, eos, context)
+        return Encoded(encoded.rows, encoded.cut + cut, encoded.left_out)
 
     def objective(self, smoothing: float = 0.0) -> Completions:
         from gpt2kit.training.rows import Completions
@@ -67,9 +75,9 @@ class Chat:
         template, prompts, dropped = self.chat_template, [], []
         room = engine.config.n_positions - min(self.max_tokens, engine.config.n_positions // 2)
         for example in examples:
-            kept = template.truncate(tokenizer, _plain(_asked(cast(ChatRow, example))), room)
-            prompts.append(template.encode(tokenizer, kept.messages))
-            dropped.append(kept.dropped)
+            prompt, count = _prompt(template, tokenizer, _plain(_asked(cast(ChatRow, example))), room)
+            prompts.append(prompt)
+            dropped.append(count)
         answers = generate(engine, prompts, self.max_tokens)
         for one, count in zip(answers, dropped, strict=True):
             one.details["dropped_messages"] = count
@@ -88,6 +96,25 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def _asked(row: ChatRow) -> tuple[Message, ...]:
-    """The conversation up to the last turn of the user."""
-    last = max((n for n, message in enumerate(row.messages) if message.role == "user"), default=len(row.messages) - 1)
-    return row.messages[: last + 1]
+    """The conversation up to the last turn of the user that has an answer; where none has, up to the last one."""
+    roles = [message.role for message in row.messages]
+    users = [n for n, role in enumerate(roles) if role == "user"]
+    answered = [n for n in users if roles[n + 1 : n + 2] == ["assistant"]]
+    return row.messages[: (answered or users or [len(roles) - 1])[-1] + 1]
+
+
+def _prompt(
+    template: ChatTemplate, tokenizer: Tokenizer, messages: list[dict[str, str]], room: int
+) -> tuple[list[int], int]:
+    """The conversation's ids and how many turns it lost for want of room.
+
+    A last turn that does not fit with the system message is left whole: whoever gets the ids cuts their beginning.
+    """
+    ids = template.encode(tokenizer, messages)
+    if len(ids) <= room:
+        return ids, 0
+    try:
+        kept = template.truncate(tokenizer, messages, room)
+    except UserError:
+        return template.encode(tokenizer, messages[-1:]), len(messages) - 1
+    return template.encode(tokenizer, kept.messages), kept.dropped

@@ -106,6 +106,9 @@ class Classify:
         if self.multi_label:
             predicted = [answer.details["labels"] for answer in answers]
             return multilabel([row.labels for row in rows], predicted, labels=self.labels, inputs=texts)
+        strange = next((row for row in rows if len(row.labels) != 1), None)
+        if strange is not None:
+            raise UserError(f"{strange.where}: {len(strange.labels)} labels; this classifier tells exactly one")
         gold = [row.labels[0] for row in rows]
         return classification(gold, [answer.text for answer in answers], shares, self.labels, texts)
 

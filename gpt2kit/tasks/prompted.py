@@ -92,13 +92,14 @@ class Prompted:
             asked = [_Question(self._shown(row), row.key) for row in rows[a : a + TOGETHER]]
             prompts = [self._prompt(one, tokenizer, eos, room) for one in asked]
             found = np.array(continuations(engine, [ids for ids, _ in prompts], [tails] * len(prompts)))
+            told = [one.shown[len(one.shown) - kept :] for one, (_, kept) in zip(asked, prompts, strict=True)]
             if self.calibrate:
-                new = [shown for shown in dict.fromkeys(one.shown for one in asked) if shown not in priors]
+                new = [shown for shown in dict.fromkeys(told) if shown not in priors]
                 free = [self._prompt(_Question(shown, text), tokenizer, eos, room)[0]
                         for shown in new for text in CONTENT_FREE]  # fmt: skip
                 likely = np.array(continuations(engine, free, [tails] * len(free)))
                 priors |= zip(new, likely.reshape(-1, len(CONTENT_FREE), len(tails)).mean(1), strict=True)
-            prior = np.array([priors.get(one.shown, np.zeros(len(tails))) for one in asked])
+            prior = np.array([priors.get(shown, np.zeros(len(tails))) for shown in told])
             shares = calibrated(found, prior)
             answers += [self._read(row, kept) for row, (_, kept) in zip(shares, prompts, strict=True)]
         return answers
@@ -145,9 +146,6 @@ class Prompted:
         return [*left, *middle_out(tokenizer.encode(one.text), room - len(left) - len(right)), *right], 0
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> Scores:
-        strange = next((row for row in cast("Sequence[LabelRow]", examples) if len(row.labels) != 1), None)
-        if strange is not None:
-            raise UserError(f"{strange.where}: {len(strange.labels)} labels; label words tell exactly one")
         return Classify(self.labels).score(examples, answers)
 
 

@@ -73,7 +73,7 @@ def run_task(options: RunOptions) -> int:
     task = choose(lineage(options.model).get("task"), options.task, options)
     _check(options)
     notes: list[str] = []
-    one = options.text != "-" and not Path(options.text).is_file()
+    one = options.text != "-" and not _is_file(options.text)
     with open_for_tasks(options.model, options.precision, options.threads, tell_stages()) as engine:
         task, _ = with_best_prompt(engine, task, options, notes.append)
         answer = _answerer(engine, task, options, notes.append)
@@ -125,8 +125,16 @@ def _maker(task: Asked, options: RunOptions) -> Callable[[str], Row]:
 BATCH = 256  # lines that are answered together
 
 
+def _is_file(text: str) -> bool:
+    """Whether a text is a file's path: a long one cannot be, and the system says so by an error."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _batches(make: Callable[[str], Row], given: str) -> Iterator[list[Row]]:
-    if given != "-" and not Path(given).is_file():
+    if given != "-" and not _is_file(given):
         yield [make(given)]
         return
     data = sys.stdin.buffer.read() if given == "-" else Path(given).read_bytes()

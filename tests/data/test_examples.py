@@ -329,6 +329,8 @@ def test_a_folder_in_hugging_face_layout(write, tmp_path: Path) -> None:
         (["train/a.jsonl", "validation/a.jsonl"], ["train", "validation"]),
         (["en_train_v2.jsonl", "extra.jsonl"], ["train", "train"]),
         (["test.jsonl"], [""]),
+        (["test.jsonl", "validation.jsonl"], ["", ""]),
+        (["reviews.jsonl", "test.jsonl"], ["train", "test"]),
         (["training.jsonl", "contest.jsonl", "latest.jsonl"], ["train", "train", "train"]),
     ],
 )

@@ -111,3 +111,19 @@ def test_nothing_to_search_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         open_library(tmp_path / "absent")
     assert os.listdir(tmp_path) == ["empty.txt"]
+
+
+def test_line_breaks_inside_a_json_string_are_no_lines_of_the_file(tmp_path: Path) -> None:
+    rows = [
+        {"text": "\n\n".join(f"{name} paragraph {n}. " + "word " * 40 for n in range(6))} for name in ("first", "other")
+    ]
+    path = tmp_path / "notes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    library = open_library(path)
+    assert places(library, "other paragraph 5")[0] == "notes.jsonl:2"
+    library.close()
+
+
+def test_documents_do_not_come_from_standard_input() -> None:
+    with pytest.raises(UserError, match="standard input"):
+        open_library("-")

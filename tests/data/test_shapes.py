@@ -617,3 +617,17 @@ def test_preferences_are_two_candidates_behind_their_conversation(read) -> None:
     examples = read("b.jsonl", plain, "rank", columns=columns)
     assert one(examples).candidates == ("No.", "Yes.")
     assert problem(examples).field == "poor"
+
+
+@pytest.mark.parametrize(
+    ("names", "task"),
+    [("错误,正确", "correct"), ("原句,改正", "correct"), ("指令,回复", "instruct"), ("源文,译文", "translate")],
+)
+def test_chinese_names_of_columns_are_names(read, names: str, task: str) -> None:
+    examples = read("rows.csv", f"{names}\n我在去,我再去\n他门来,他们来\n", task)
+    assert [(row.key, row.target) for row in examples.rows] == [("我在去", "我再去"), ("他门来", "他们来")]
+
+
+def test_chinese_names_of_a_text_and_its_label(read) -> None:
+    examples = read("rows.csv", "评论内容,情感倾向\n很好吃,好\n太慢了,差\n", "classify")
+    assert [(row.key, row.target) for row in examples.rows] == [("很好吃", "好"), ("太慢了", "差")]

@@ -63,6 +63,14 @@ def test_edits_of_another_length_insert_and_delete() -> None:
     assert edits("坐路大概十分钟", "走路十分钟") == [(0, 1, "走"), (2, 4, "")]
 
 
+def test_the_edits_of_a_row_are_found_in_one_way() -> None:
+    """The reference has as many words as the source, the prediction one less."""
+    scores = correction(["I go to the school"], ["I go to school"], ["I am go to school"], "en", FEW)
+    assert (scores["edit_precision"].value, scores["edit_recall"].value) == (1, 1 / 2)
+    scores = correction(["我昨天去了学校"], ["我昨天去学校"], ["我昨天在去学校"], "zh", FEW)
+    assert (scores["edit_precision"].value, scores["edit_recall"].value) == (1, 1 / 2)
+
+
 def test_english_edits_are_words() -> None:
     assert edits("He go to school .", "He goes to school.", "en") == [(2, 3, "goes"), (7, 8, "")]
     scores = correction(["He goes home."], ["He goes home."], ["He go home."], resampling=FEW)

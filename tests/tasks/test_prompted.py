@@ -114,6 +114,25 @@ def test_a_text_too_long_for_the_context_is_cut_and_loses_its_examples(engine: E
         Prompted(("good", "bad"), template="xyz " * 90 + "{text}{label}").answer(engine, [row("a " * 99)])
 
 
+def test_the_prior_has_the_examples_that_the_text_left_room_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+    real = prompted.continuations
+
+    def noting(engine: Engine, prompts: Sequence[Sequence[int]], groups: Sequence[object]) -> list[list[float]]:
+        asked.extend(map(list, prompts))
+        return real(engine, prompts, groups)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prompted, "continuations", noting)
+    task = Prompted(("good", "bad"), shots=Shots([row("lazy dog", "good"), row("brown fox", "bad")], 2))
+    (answer,) = task.answer(engine, [row("the quick fox jumps " * 17)])
+    assert engine.tokenizer is not None
+    shown = [sum(engine.tokenizer.decode(ids).count(animal) for animal in ("lazy dog", "brown fox")) for ids in asked]
+    assert answer.details["shots"] < 2
+    assert shown == [answer.details["shots"]] * (1 + len(CONTENT_FREE))
+
+
 def test_many_texts_are_answered_as_each_by_itself(engine: Engine) -> None:
     rows = [row("lazy dog " * n) for n in range(1, 35)]
     for shots in (None, Shots([row("lazy dog", "good"), row("brown fox", "bad")], 1)):

@@ -20,6 +20,7 @@ from gpt2kit.tasks.spans import Spans
 from gpt2kit.tasks.task import Task, completions
 from gpt2kit.tasks.write import Write
 from gpt2kit.text.tokenizer import Tokenizer
+from gpt2kit.text.training import train_tokenizer
 
 HERE = Where("test")
 
@@ -100,6 +101,57 @@ def test_each_thing_that_the_assistant_says_is_a_row(tokenizer: Tokenizer) -> No
     assert [tokenizer.decode(row.ids[row.start : -1].tolist()) for row in rows] == ["b.", "d."]
     assert all(row.ids[-1] == tokenizer.eot_id for row in rows)
     assert "b." in tokenizer.decode(rows[1].ids[: rows[1].start].tolist())
+
+
+def test_a_long_conversation_loses_its_oldest_turns_in_tuning_too(tokenizer: Tokenizer) -> None:
+    turns = (Message("system", "S"), *(Message(role, text * 12) for role, text in (
+        ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"),
+    )))  # fmt: skip
+    encoded = Chat().encode([ChatRow(turns, where=HERE)], tokenizer, 80)
+    whole = [tokenizer.decode(row.ids[: row.start].tolist()) for row in Chat().encode(
+        [ChatRow(turns, where=HERE)], tokenizer, 300).rows]  # fmt: skip
+    prompts = [tokenizer.decode(row.ids[: row.start].tolist()) for row in encoded.rows]
+    assert encoded.cut == 1
+    assert prompts[0] == whole[0]
+    assert "c" * 12 in prompts[1]
+    assert "a" not in prompts[1].replace("assistant", "").replace("system", "")
+    assert prompts[1].startswith(whole[1].split("a" * 12)[0].rsplit("user", 1)[0])  # the system message stays
+    last = (Message("user", "x" * 100), Message("assistant", "y"))
+    encoded = Chat().encode([ChatRow(last, where=HERE)], tokenizer, 64)
+    assert (encoded.cut, len(encoded.rows[0].ids)) == (1, 65)
+
+
+def test_a_conversation_that_ends_with_the_user_is_scored_where_the_assistant_last_answered() -> None:
+    from gpt2kit.tasks.chat import _asked
+    from gpt2kit.tasks.task import Answer as Said
+
+    turns = (Message("user", "a?"), Message("assistant", "b, of course."), Message("user", "thanks"))
+    row = ChatRow(turns, where=HERE)
+    assert _asked(row) == turns[:1]
+    assert Chat().score([row], [Said("b, of course.", {})])["chrf"].value == pytest.approx(100)
+    assert _asked(ChatRow(turns[:1], where=HERE)) == turns[:1]
+
+
+def test_windows_are_cut_by_tokens_where_a_passage_is_in_two_scripts() -> None:
+    tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog " * 9], "bpe", 300)
+    passage = "春眠不觉晓。" * 20 + "答案是王。" + " the quick brown fox" * 200
+    row = AnswerRow("谁?", passage, (("王", passage.index("王")),), where=HERE)
+    task = Answer(max_tokens=16)
+    windows = task._windows(row, tokenizer, 256)
+    assert all(len(task._prompt(row, window, tokenizer)) <= 256 - 16 for window in windows)
+    assert (windows[0][0], windows[-1][1]) == (0, len(passage))
+    assert all(b[0] < a[1] for a, b in itertools.pairwise(windows))
+    (learned,) = task.encode([row], tokenizer, 256).rows
+    assert "答案是王" in tokenizer.decode(learned.ids[: learned.start].tolist())
+
+
+@pytest.mark.parametrize("labels", [(), ("x", "y")])
+def test_a_classifier_of_one_label_is_not_scored_by_rows_with_another_number(labels: tuple[str, ...]) -> None:
+    from gpt2kit.tasks.task import Answer as Said
+
+    said = Said("x", {"probabilities": {"x": 0.7, "y": 0.3}})
+    with pytest.raises(UserError, match=f"{len(labels)} labels"):
+        Classify(("x", "y")).score([LabelRow("text", labels, where=HERE)], [said])
 
 
 def test_a_passage_is_cut_to_the_window_that_holds_the_answer(tokenizer: Tokenizer) -> None:

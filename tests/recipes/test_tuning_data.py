@@ -1,0 +1,74 @@
+"""Which rows a tuning run learns from, and which it is judged by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt2kit.data.examples import Examples
+from gpt2kit.errors import UserError
+from gpt2kit.recipes.tuning_data import read_parts
+from gpt2kit.recipes.tuning_options import FinetuneOptions
+
+
+@pytest.fixture
+def parts_of(tmp_path: Path) -> Callable[..., tuple[dict[str, Examples], Examples, list[str]]]:
+    """Options of finetune -> what it reads."""
+
+    def read(*data: Path, validation: list[Path] | None = None) -> tuple[dict[str, Examples], Examples, list[str]]:
+        held = None if validation is None else [str(path) for path in validation]
+        paths = [str(path) for path in data]
+        return read_parts(FinetuneOptions(paths, from_="base", task="classify", out="out", validation=held))
+
+    return read
+
+
+def write(path: Path, count: int, labels: tuple[str, ...] = ("a", "b")) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"text": f"{path.stem} {n}", "label": labels[n % len(labels)]} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def texts(examples: Examples) -> set[str]:
+    return {row.key.split()[0] for row in examples.rows}
+
+
+def test_files_given_for_validation_stand_in_for_the_datas_own_and_its_test_stays_aside(tmp_path, parts_of) -> None:
+    for name in ("train", "validation", "test"):
+        write(tmp_path / "set" / f"{name}.jsonl", 4)
+    other = write(tmp_path / "other.jsonl", 6)
+    parts, _, notes = parts_of(tmp_path / "set", validation=[other])
+    assert {name: texts(part) for name, part in parts.items()} == {
+        "train": {"train"}, "validation": {"other"}, "test": {"test"},
+    }  # fmt: skip
+    assert "the data's own 4 validation rows left out: --validation names others" in notes
+    parts, _, notes = parts_of(tmp_path / "set", validation=[tmp_path / "set" / "validation.jsonl"])
+    assert [len(parts[name].rows) for name in ("train", "validation", "test")] == [4, 4, 4]
+    parts, _, notes = parts_of(tmp_path / "set")
+    assert [len(parts[name].rows) for name in ("train", "validation", "test")] == [4, 4, 4]
+
+
+def test_rows_that_all_name_another_part_leave_nothing_to_learn_from(tmp_path, parts_of) -> None:
+    write(tmp_path / "set" / "train.jsonl", 0)
+    write(tmp_path / "set" / "test.jsonl", 4)
+    with pytest.raises(UserError, match="no training rows"):
+        parts_of(tmp_path / "set")
+
+
+def test_a_label_that_falls_to_validation_by_hash_is_a_label_all_the_same(tmp_path, parts_of) -> None:
+    found = set()
+    for seed in range(30):
+        path = write(tmp_path / f"{seed}.jsonl", 40)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"text": f"rare {seed}", "label": ["a", "rare"]}) + "\n")
+        parts, rows, notes = parts_of(path)
+        assert rows.labels == ("a", "b", "rare")
+        assert rows.multi_label
+        held = "rare" in parts["validation"].labels
+        assert ("no training row has the label 'rare'" in notes) == held
+        found.add(held)
+    assert found == {True, False}
