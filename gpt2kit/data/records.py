@@ -87,15 +87,18 @@ def whole_text(path: Path, report: SourceReport) -> str:
 
 
 def _json_lines(text: Iterable[str], name: str) -> tuple[str, Iterator[_Line]]:
-    """One object a line; a list, or objects over several lines, where the first line is no object by itself."""
+    """One object a line; a list, or objects over several lines, where neither of the first two lines is an object."""
     lines = rows.lines(text, name)
     before: list[str] = []
+    first: list[str] = []  # lines that are not blank: one that is broken does not make the file another one
     for line in lines:
         before.append(line)
         if not line.isspace():
-            break
+            first.append(line)
+            if len(first) == 2 or line.lstrip().startswith("[") or isinstance(_parsed(line), dict):
+                break
     lines = itertools.chain(before, lines)
-    if before and not before[-1].isspace() and not isinstance(_parsed(before[-1]), dict):
+    if first and not any(isinstance(_parsed(line), dict) for line in first):
         return "JSON", rows.json_list(_blocks(lines), name)
     return "JSON lines", _objects(lines, name)
 

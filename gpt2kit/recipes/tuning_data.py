@@ -50,7 +50,8 @@ def context_for(
             raise UserError(f"context must be from 8 to the model's {room}, got {options.context}")
         return options.context, f"rows are at most {options.context} tokens, as asked"
     some = task.encode(train.rows[:: max(1, len(train.rows) // 1000)], tokenizer, room).rows
-    need = int(np.quantile([len(row) for row in some], 0.99)) if some else room
+    lengths = [max(row.labels) if task.name == "rank" else len(row) for row in some]  # candidates are read one by one
+    need = int(np.quantile(lengths, 0.99)) if some else room
     context = min(next((length for length in LENGTHS if length >= need), need), room)
     return context, f"rows are at most {context} tokens: 99 % have at most {need}"
 

@@ -48,7 +48,7 @@ class FinetuneOptions:
     validation: list[str] | None = None  # files to validate on; else a tenth of the rows, by hash
     columns: str | None = None  # which field is what, as text=review,label=stars; else guessed, and said
     classes: str | None = None  # a file with one class a line, for labels that are numbers
-    template: str | None = None  # what stands around {prompt}; else the task's own
+    template: str | None = None  # what stands around {prompt}, of chat a whole Jinja template; else the task's own
     mode: Literal["generative", "extractive"] | None = None  # of answer: written (None), or pointed at in the passage
     epochs: float = 3.0  # passes over the training rows
     steps: int | None = None  # optimiser steps, instead of epochs
@@ -86,6 +86,12 @@ class FinetuneOptions:
             )
         if self.task not in NAMES:
             raise unknown("task", str(self.task), NAMES)
+        if self.template is not None and self.task in ("classify", "write"):
+            raise UserError(
+                f"--template is not for {self.task}: the model reads the text as it is", hint="leave it out"
+            )
+        if self.mode is not None and self.task != "answer":
+            raise UserError(f"--mode is of answer, not of {self.task}", hint="leave it out")
         if self.augment is not None:
             read_names(self.augment, str(self.task))
         if not 1 <= self.augment_times <= 100:

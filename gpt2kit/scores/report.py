@@ -168,7 +168,7 @@ def by_length(
 ) -> tuple[LengthBin, ...]:
     """The mean of values [N] in groups of inputs of like length, about as many examples in each.
 
-    Examples of one length stay together. Fewer groups where one would have less than 5 examples.
+    Examples of one length stay together. At most so many groups that 5 examples fall to each on average.
     """
     check_pairs(inputs, values)
     resampling = resampling or Resampling()

@@ -47,6 +47,8 @@ def grid(space: Space) -> Iterator[dict[str, Any]]:
     for name, held in space.items():
         if isinstance(held, Range) and not held.whole:
             example = f"{name}={held.low:g}|{math.sqrt(held.low * held.high) if held.log else held.high / 2:.2g}"
-            raise UserError(f"--space: a grid needs the values of {name} one by one", hint=f"such as {example}")
+            raise UserError(
+                f"--space: a grid needs the values of {name} one by one", hint=f'such as --space "{example}"'
+            )
         axes.append(held.values if isinstance(held, Choice) else range(int(held.low), int(held.high) + 1))
     return (dict(zip(space, values, strict=True)) for values in itertools.product(*axes))

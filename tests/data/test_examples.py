@@ -199,6 +199,12 @@ def test_parquet_that_holds_class_names_gives_them(tmp_path: Path) -> None:
     assert [row.labels for row in read_examples(tmp_path / "a.parquet", "classify").rows] == [("pos",), ("neg",)]
 
 
+def test_a_broken_first_line_is_one_bad_row(write) -> None:
+    report = read_examples(write("a.jsonl", '{"text": "cut o\n' + REVIEWS), "classify").report
+    assert [(problem.where.line, problem.kind) for problem in report.problems] == [(1, "json")]
+    assert report.used == 10
+
+
 def test_json_of_any_layout_is_read(write) -> None:
     rows = [json.loads(line) for line in REVIEWS.splitlines()]
     layouts = {

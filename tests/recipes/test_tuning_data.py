@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gpt2kit.data.examples import Examples
+from gpt2kit.data.examples import Examples, RankRow, Where
 from gpt2kit.errors import UserError
-from gpt2kit.recipes.tuning_data import read_parts
+from gpt2kit.recipes.tuning_data import context_for, read_parts
 from gpt2kit.recipes.tuning_options import FinetuneOptions
+from gpt2kit.tasks.rank import Rank
+from gpt2kit.text.training import train_tokenizer
 
 
 @pytest.fixture
@@ -72,3 +75,25 @@ def test_a_label_that_falls_to_validation_by_hash_is_a_label_all_the_same(tmp_pa
         assert ("no training row has the label 'rare'" in notes) == held
         found.add(held)
     assert found == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        ("classify", {"template": "x{text}"}, "--template is not for classify"),
+        ("write", {"template": "x"}, "--template is not for write"),
+        ("translate", {"mode": "extractive"}, "--mode is of answer, not of translate"),
+    ],
+)
+def test_a_flag_of_another_task_is_refused(task: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        FinetuneOptions(["rows.csv"], from_="base", task=task, out="out", **given)
+
+
+def test_candidates_are_measured_one_by_one() -> None:
+    tokenizer = train_tokenizer(["abcdefgh \n=>:;.,?!"], "char")
+    rows = [RankRow("ab", (), ("c" * n, "d" * 20), 0, where=Where("test")) for n in range(1, 12)]
+    examples = Examples(rows, RankRow)
+    options = FinetuneOptions(["rows.csv"], from_="base", task="rank", out="out")
+    context, why = context_for(options, examples, Rank(), tokenizer, 1024)
+    assert (context, "at most 64 tokens" in why) == (64, True)
