@@ -114,6 +114,11 @@ class _JsonText:
             except (ValueError, RecursionError) as error:
                 if self._more():
                     continue
+                if len(self._buffer) > MAX_ROW:
+                    raise UserError(
+                        f"{self._name} line {self.line}: a value is longer than {MAX_ROW:,} characters",
+                        hint="write one object a line, as .jsonl",
+                    ) from None
                 breaks = self._buffer.count("\n", self.at, getattr(error, "pos", self.at))
                 raise _bad_json(self._name, self.line + breaks, error) from None
             self.line += self._buffer.count("\n", self.at, end)

@@ -245,6 +245,12 @@ def test_a_line_beyond_the_limit_is_refused(write, monkeypatch) -> None:
     assert "more than 300,000 characters" in refused(write("a.jsonl", "x" * 600_000)).message
 
 
+def test_a_json_value_beyond_the_limit_is_refused_for_its_length(write, monkeypatch) -> None:
+    monkeypatch.setattr(rows, "MAX_ROW", 300_000)
+    rest = json.dumps({"data": [{"text": "x" * 100}] * 12_000}, indent=1)
+    assert "longer than 300,000 characters" in refused(write("a.json", rest)).message
+
+
 def test_a_line_separator_inside_a_json_string_is_text(write) -> None:
     assert texts(write("a.jsonl", '{"text": "a\u2028b\x85c"}\n')) == ["a\u2028b\x85c"]
 
