@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,17 @@ settings.register_profile("quick", max_examples=30)  # where a test names no num
 settings.load_profile("quick")
 
 Download = Callable[[str, Path], None]
+
+
+@pytest.fixture
+def torch_as_it_was() -> Iterator[None]:
+    """torch's threads and its generator are afterwards what they were before."""
+    import torch
+
+    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(generator)
 
 
 @pytest.fixture

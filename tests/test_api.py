@@ -22,10 +22,8 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Any:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+def _threads(torch_as_it_was: None) -> None:
+    """A verb sets the threads of its process, which is this one."""
 
 
 @pytest.fixture(scope="module")

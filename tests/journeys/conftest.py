@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 import gpt2kit
 from gpt2kit import cli
@@ -78,12 +77,11 @@ def tiny() -> list[str]:
 
 @pytest.fixture
 def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Result]]:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], torch_as_it_was: None
+) -> Callable[..., Result]:
     """The command line inside this process, standing in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    threads = torch.get_num_threads()
 
     def call(*arguments: object) -> Result:
         capfd.readouterr()
@@ -91,8 +89,7 @@ def run(
         out, err = capfd.readouterr()
         return Result(code, out, err)
 
-    yield call
-    torch.set_num_threads(threads)
+    return call
 
 
 @pytest.fixture(scope="session")

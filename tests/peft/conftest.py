@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -76,12 +75,8 @@ def toy() -> Toy:
 
 
 @pytest.fixture(autouse=True)
-def _same_place() -> Iterator[None]:
-    """Each test begins on one thread, at step 0, and leaves torch's generator and threads as they were."""
-    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+def _same_place(torch_as_it_was: None) -> None:
+    """Each test begins on one thread, at step 0."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     fast.PLACE.step, fast.PLACE.first_row, fast.PLACE.parallel = 0, 0, False
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(generator)

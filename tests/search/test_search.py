@@ -52,10 +52,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Any:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+def _threads(torch_as_it_was: None) -> None:
+    """A verb sets the threads of its process, which is this one."""
 
 
 def tuning(place: Path, out: Path, **given: Any) -> SearchFinetuneOptions:
