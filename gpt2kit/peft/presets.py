@@ -112,7 +112,7 @@ def from_settings(values: Mapping[str, Any]) -> MethodConfig:
     return kinds[values["name"]].from_dict(values)
 
 
-def method(name: str, **changes: Any) -> MethodConfig:
+def method(name: str, /, **changes: Any) -> MethodConfig:
     """A preset, with some settings changed: `method("lora", rank=16)`. UserError with the near name for a typo."""
     if name not in PRESETS:
         raise unknown("method", name, PRESETS)

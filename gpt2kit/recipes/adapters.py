@@ -16,6 +16,7 @@ from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.files import resolve
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.peft.method import MethodConfig
+from gpt2kit.recipes.pretrain import check_parent
 from gpt2kit.recipes.sitting import Feed
 from gpt2kit.recipes.tuning_options import FinetuneOptions, read_pairs
 from gpt2kit.runtime import Precision
@@ -25,11 +26,12 @@ from gpt2kit.training import plan
 from gpt2kit.training.config import TrainConfig
 from gpt2kit.wording import command
 
+OWN_FLAGS = {"name": "method", "seed": "seed", "rank": "rank"}  # of finetune: --method-settings must not contradict
 TARGET_SHARE = 2 / 3  # of AdaLoRA's first rank that is left on average, as in its defaults
 
 
-def method_of(options: FinetuneOptions, config: GPT2Config) -> MethodConfig | None:
-    """The adapter that the flags name, checked against the model's shape; None: all weights are tuned."""
+def method_of(options: FinetuneOptions) -> MethodConfig | None:
+    """The adapter that the flags name; None: all weights are tuned."""
     if options.method == "full":
         return None
     method = peft.method(options.method, seed=options.seed)
@@ -44,10 +46,12 @@ def method_of(options: FinetuneOptions, config: GPT2Config) -> MethodConfig | No
             changes["target_rank"] = max(1, round(options.rank * TARGET_SHARE))
     if options.method_settings is not None:
         given = read_pairs(options.method_settings, "--method-settings", "alpha=32,targets=.*")
+        for name in given:
+            if name in OWN_FLAGS and (name != "rank" or options.rank is not None):
+                flag = OWN_FLAGS[name]
+                raise UserError(f"--method-settings: {name} has a flag of its own", hint=f"give --{flag} alone")
         changes |= {name: _value(name, text, known.get(name)) for name, text in given.items()}
-    method = peft.method(options.method, seed=options.seed, **changes)
-    method.check(config)
-    return method
+    return peft.method(options.method, seed=options.seed, **changes)
 
 
 def _value(name: str, text: str, default: Any) -> Any:
@@ -107,10 +111,7 @@ def begin(record: dict[str, Any], path: Path | None) -> tuple[GPT2, peft.Adapted
     parent, config, seed = record["parents"][0], GPT2Config(**record["model"]), record["settings"]["seed"]
     if record.get("method") is None and path is not None:
         return GPT2(config), None, Tokenizer.find(path)
-    if model_folder.identity(parent["folder"]) != parent["hash"]:
-        raise UserError(
-            f"{parent['folder']} is no longer the model that the run started from", hint="put that model back there"
-        )
+    check_parent(parent)
     torch.manual_seed(seed)
     network, tokenizer = model_folder.load(parent["folder"])
     if network.config.labels != config.labels:
@@ -136,4 +137,5 @@ def into_feed(feed: Feed, adapted: peft.Adapted, tokenizer: Tokenizer | None, re
 def next_commands(out: Path, task: str, adapted: peft.Adapted | None) -> tuple[str, ...]:
     """What to type when the run is over."""
     serve = (command("serve", out),) if adapted is None or adapted.method.mergeable else ()
-    return (command("evaluate", out, "TEST"), f'{command("run", task, out)} "text"', *serve)
+    asked = '"query" --candidates "one" "another"' if task == "rank" else '"text"'
+    return (command("evaluate", out, "TEST"), f"{command('run', task, out)} {asked}", *serve)

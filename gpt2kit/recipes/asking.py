@@ -1,6 +1,4 @@
-"""Which task a model is asked: the one that it was tuned for, or another by a prompt, with examples where there are
-some.
-"""
+"""Which task a model is asked: the one that it was tuned for, or another by a prompt, perhaps with examples."""
 
 from __future__ import annotations
 
@@ -34,6 +32,8 @@ def choose(kept: Any, name: str | None, options: AskOptions, data: Examples | No
         raise unknown("task", str(name), (*NAMES, *NEVER_TUNED))
     tuned = None if kept is None else task_of({"task": kept})
     if tuned is not None and name in (None, tuned.name) and options.given <= {"seed"}:
+        if options.given and not isinstance(tuned, Write):
+            raise UserError(f"--seed means nothing for a model that was tuned for {tuned.name}", hint="leave it out")
         return dataclasses.replace(tuned, seed=options.seed) if isinstance(tuned, Write) else tuned
     if name is None and tuned is not None:
         name = tuned.name

@@ -17,6 +17,7 @@ from gpt2kit.model import folder as model_folder
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.recipes.earlier import Tasks, find_task, named
+from gpt2kit.recipes.pretrain import check_parent
 from gpt2kit.recipes.sitting import Feed
 from gpt2kit.tasks import task_of
 from gpt2kit.text.tokenizer import Tokenizer
@@ -89,6 +90,7 @@ def into_feed(
         penalty = _consolidation(network, beginning(), groups, before, kept["ewc"])
         feed = dataclasses.replace(feed, penalty=continual.both(feed.penalty, penalty))
     if kept["lwf"]:
+        check_parent(record["parents"][0])
         teacher = model_folder.load(record["parents"][0]["folder"])[0]
         targets = continual.per_row(new, batches.rows, config)
         feed = dataclasses.replace(

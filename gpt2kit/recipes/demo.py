@@ -33,6 +33,8 @@ def demo(
     report: Callable[[Reading], None] = lambda reading: None,
 ) -> Generator[Event, None, None]:
     """Write the corpus beside the run, train, and write with the result; the events are those of `pretrain.start`."""
+    if seconds < 3:
+        raise UserError(f"seconds must be at least 3, got {seconds:g}")
     target = Path(out)
     ours = (target / TEXT).is_file() and (target / "data").is_dir()
     if target.exists() and not ours and not (target.is_dir() and not any(target.iterdir())):

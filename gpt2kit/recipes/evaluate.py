@@ -21,10 +21,11 @@ def evaluate_files(
     field: str | None = None,
     note: Callable[[str], None] = lambda text: None,
     allow_hub: bool = False,
+    threads: int | None = None,
 ) -> Evaluation:
     """Score a model on text files, or on the validation split of a packed folder."""
     notes: list[str] = []
-    runtime.set_threads()
+    runtime.set_threads(threads)
     runtime.tune_allocator()
     model, tokenizer = folder.load(model_folder, notes=notes, allow_hub=allow_hub)
     if len(paths) == 1 and is_packed(paths[0]):

@@ -22,7 +22,7 @@ from gpt2kit.recipes.earlier import earlier_tasks
 from gpt2kit.recipes.events import Event, Finished, Note
 from gpt2kit.recipes.pretrain import RUN, check_unused, parent_of
 from gpt2kit.recipes.sitting import Feed, sit
-from gpt2kit.recipes.tuning_data import context_for, read_parts, told
+from gpt2kit.recipes.tuning_data import context_for, read_parts, told, without_empty
 from gpt2kit.recipes.tuning_options import FinetuneOptions
 from gpt2kit.tasks import task_from_data, task_of
 from gpt2kit.tasks.chat import Chat
@@ -52,7 +52,9 @@ def start(options: FinetuneOptions, stop: Callable[[], bool]) -> Iterator[Event]
     given = {k: v for k, v in (("template", options.template), ("mode", options.mode)) if v is not None}
     task = task_from_data(options.task, found, given)
     model = task.model_config(base)
-    method = adapters.method_of(options, model)
+    method = adapters.method_of(options)
+    if method is not None:
+        method.check(model)
     room = model.n_positions - (0 if method is None else method.virtual_tokens)
     context, why = context_for(options, parts["train"], task, tokenizer, room)
     if options.augment is not None:
@@ -65,6 +67,7 @@ def start(options: FinetuneOptions, stop: Callable[[], bool]) -> Iterator[Event]
     past = continual.read(options.replay or (), before, tokenizer, context, model)
     notes += past.notes
     rows = {name: task.encode(part.rows, tokenizer, context) for name, part in parts.items() if name != "test"}
+    notes += without_empty(rows, context)
     yield from map(Note, [*notes, why, *(told(name, encoded, context) for name, encoded in rows.items())])
     precision = runtime.choose_precision(options.precision, device=runtime.device().type)
     config = adapters.sliced(options.settings(len(rows["train"].rows), context), model, method is not None)

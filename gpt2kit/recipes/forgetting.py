@@ -60,8 +60,11 @@ def measure(folder: str | Path, probes: Mapping[str, str], tests: Mapping[str, t
     model, tokenizer = (loaded.model, loaded.tokenizer) if loaded is not None else model_folder.load(path)
     found = {}
     for name, text in probes.items():
-        bits = evaluate(model, tokenizer, text, context=None if loaded is None else loaded.config.n_positions)
-        found[name] = Figure(name, BITS, after=round(bits.bits_per_byte, 6))
+        try:
+            bits = evaluate(model, tokenizer, text, context=None if loaded is None else loaded.config.n_positions)
+            found[name] = Figure(name, BITS, after=round(bits.bits_per_byte, 6))
+        except UserError as error:
+            found[name] = Figure(name, BITS, why=error.message)
     del model, loaded
     for name, (values, file) in tests.items():
         try:
@@ -90,8 +93,12 @@ def report(
     A file that cannot be read, or a parent that is gone, is a figure that says so: the run itself is over and good.
     """
     probes = {f"general {name}": text for name, text in TEXTS.items()}
+    unread = []
     for file in probe:
-        probes[Path(file).name] = "\n\n".join(document.text for document in read_documents([file], None))
+        try:
+            probes[Path(file).name] = "\n\n".join(document.text for document in read_documents([file], None))
+        except UserError as error:
+            unread.append(Figure(Path(file).name, BITS, why=error.message))
     tests = {}
     for given in remember:
         name, file = named(given)
@@ -109,7 +116,7 @@ def report(
                             old.after, new.after, new.why or old.why))  # fmt: skip
     covered = set(tests) | {values["name"] for values, _ in tests.values()}
     silent = [e["name"] for e in earlier if not covered & {e["name"], e["task"]["name"]}]
-    return found + [Figure(name, "", why=f"give --remember {name}=TESTFILE") for name in silent]
+    return [*found, *unread, *(Figure(name, "", why=f"give --remember {name}=TESTFILE") for name in silent)]
 
 
 def check(probe: Iterable[str], remember: Iterable[str], earlier: Tasks) -> None:

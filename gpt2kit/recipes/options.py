@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -65,10 +66,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         if self.resume is not None:
-            given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != _default(f)]
-            if given != ["resume"]:
-                other = next(name for name in given if name != "resume").rstrip("_").replace("_", "-")
-                raise UserError(f"--resume takes its settings from the run; {other} cannot change", hint="leave it out")
+            check_resumed(self)
             return
         if not self.data or not self.out:
             what = "nothing to train on" if not self.data else "no --out folder was named"
@@ -92,6 +90,23 @@ class TrainOptions:
         names = {f.name for f in dataclasses.fields(TrainConfig)}
         values = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def changes(options: Any) -> list[tuple[str, Any]]:
+    """The fields of a dataclass that differ from their defaults."""
+    return [
+        (field.name, getattr(options, field.name))
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != _default(field)
+    ]
+
+
+def check_resumed(options: Any, what: str = "run", beside: Collection[str] = ()) -> None:
+    """UserError where a flag stands beside --resume that cannot."""
+    other = next((name for name, _ in changes(options) if name not in ("resume", *beside)), None)
+    if other is not None:
+        flag = other.rstrip("_").replace("_", "-")
+        raise UserError(f"--resume takes its settings from the {what}; {flag} cannot change", hint="leave it out")
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -6,7 +6,7 @@ Data flow: files -> tokenizer -> packed folder -> plan -> loop -> model folder. 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +128,19 @@ def parent_of(name: str, hub: bool) -> dict[str, str]:
     return {"name": Path(name).resolve().name, "folder": str(Path(name).resolve())}
 
 
+def check_parent(parent: Mapping[str, str]) -> None:
+    """UserError where the folder of a run's parent does not hold the weights that the run started from."""
+    if model_folder.identity(parent["folder"]) != parent["hash"]:
+        raise UserError(
+            f"{parent['folder']} is no longer the model that the run started from", hint="put that model back there"
+        )
+
+
 def beginning(record: dict[str, Any]) -> GPT2:
     """The model that a run starts from: its parent's weights, or those that its seed draws."""
     torch.manual_seed(record["settings"]["seed"])
     if not record["parents"]:
         return GPT2(GPT2Config(**record["model"]), torch.Generator().manual_seed(record["settings"]["seed"]))
     parent = record["parents"][0]
-    if model_folder.identity(parent["folder"]) != parent["hash"]:
-        raise UserError(f"{parent['folder']} is no longer the model that the run started from")
+    check_parent(parent)
     return model_folder.load(parent["folder"])[0]

@@ -74,7 +74,7 @@ def _for_minutes(
         rate = plan.NARROW_RATE if shape.n_embd < plan.NARROW else TrainConfig.matrix_learning_rate
         return _build(options, tokenizer, shape, n_head, {"matrix_learning_rate": rate})
 
-    model, config, speed, reasons = plan.for_minutes(options.minutes, build, precision, train_tokens)
+    model, config, speed, reasons = plan.for_minutes(options.minutes, build, precision, train_tokens, options.n_head)
     return model, _intervals(options, model, config, speed), speed, reasons
 
 

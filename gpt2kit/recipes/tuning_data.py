@@ -60,3 +60,15 @@ def told(name: str, encoded: Encoded, context: int) -> str:
     """What became of a part's rows."""
     lost = f", {encoded.left_out:,} left out for want of room" if encoded.left_out else ""
     return f"{name}: {plural(len(encoded.rows), 'row')}, {encoded.cut:,} cut to {context} tokens{lost}"
+
+
+def without_empty(rows: dict[str, Encoded], context: int) -> list[str]:
+    """Drop a validation part of which nothing fitted, and say so. UserError where nothing to learn from is left."""
+    if not rows["train"].rows:
+        raise UserError(
+            f"no training row fits into {context} tokens", hint="a larger --context, or a model with a longer one"
+        )
+    if "validation" not in rows or rows["validation"].rows:
+        return []
+    del rows["validation"]
+    return [f"validation: none of its rows fits into {context} tokens, so there is none"]

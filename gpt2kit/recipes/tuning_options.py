@@ -10,6 +10,7 @@ import tyro
 
 from gpt2kit.data.augment import read_names
 from gpt2kit.errors import UserError, unknown
+from gpt2kit.recipes.options import check_resumed
 from gpt2kit.tasks import NAMES
 from gpt2kit.training.config import Optimizer, PrecisionName, Schedule, TrainConfig
 
@@ -77,6 +78,7 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         if self.resume is not None:
+            check_resumed(self)
             return
         missing = next((name for name in ("data", "from_", "task", "out") if not getattr(self, name)), None)
         if missing is not None:
@@ -103,6 +105,13 @@ class FinetuneOptions:
                 raise UserError(f"{name} must be zero or more, got {getattr(self, name)}")
         if self.ewc and not self.replay:
             raise UserError("--ewc needs rows of what was learned before", hint="add --replay FILE")
+        for name in ("batch", "steps", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        for flag, needed in (("replay_share", "replay"), ("augment_times", "augment")):
+            if getattr(self, flag) != getattr(type(self), flag) and not getattr(self, needed):
+                raise UserError(f"--{flag.replace('_', '-')} says nothing without --{needed}", hint=f"add --{needed}")
         if not 0 < self.epochs <= 1000:
             raise UserError(f"epochs must be above 0 and at most 1000, got {self.epochs}")
         if self.method == "full":
@@ -115,8 +124,8 @@ class FinetuneOptions:
 
     def settings(self, rows: int, context: int) -> TrainConfig:
         """For so many training rows, cut to `context` tokens."""
-        steps = self.steps or max(1, round(self.epochs * rows / self.batch))
-        every = self.evaluate_every or max(1, -(-steps // EVALUATIONS))
+        steps = max(1, round(self.epochs * rows / self.batch)) if self.steps is None else self.steps
+        every = max(1, -(-steps // EVALUATIONS)) if self.evaluate_every is None else self.evaluate_every
         rate = RATES.get(self.method, ADAPTER_RATE) if self.learning_rate is None else self.learning_rate
         return TrainConfig(
             steps=steps, batch=self.batch, context=context, seed=self.seed, optimizer=self.optimizer,

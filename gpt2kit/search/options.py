@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt2kit.errors import UserError
-from gpt2kit.recipes.options import TrainOptions
+from gpt2kit.recipes.options import TrainOptions, changes, check_resumed
 from gpt2kit.recipes.tuning_options import FinetuneOptions
 
 Sampler = Literal["tpe", "random", "grid"]
@@ -75,21 +75,7 @@ def check(options: SearchOptions, verb: type) -> None:
         if not options.space:
             raise UserError("--space is missing", hint='such as --space "learning_rate=1e-5..1e-3:log, dropout=0|0.1"')
         return
-    changed = [name for name, value in changes(options) if name not in ("resume", "trials", "jobs")]
-    if changed:
-        flag = changed[0].rstrip("_").replace("_", "-")
-        raise UserError(f"--resume takes its settings from the search; {flag} cannot change", hint="leave it out")
-
-
-def changes(options: Any) -> list[tuple[str, Any]]:
-    """The fields of a dataclass that differ from their defaults."""
-    found = []
-    for field in dataclasses.fields(options):
-        made = field.default_factory
-        default = field.default if made is dataclasses.MISSING else made()
-        if getattr(options, field.name) != default:
-            found.append((field.name, getattr(options, field.name)))
-    return found
+    check_resumed(options, "search", ("trials", "jobs"))
 
 
 def typed(verb: str, options: Any) -> list[str]:

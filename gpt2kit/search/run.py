@@ -90,7 +90,7 @@ def search(
                     yield search_study.tried(study, space)[outcome.number]
     finally:
         runners.close()
-    yield _searched(folder, record, space, search_study.tried(study, space), total)
+    yield _searched(folder, record, space, search_study.tried(study, space), total, options.jobs)
 
 
 def _begun(options: SearchOptions, folder: Path) -> dict[str, Any]:
@@ -120,7 +120,9 @@ def _reopened(options: SearchOptions, folder: Path) -> dict[str, Any]:
     if isinstance(options, SearchFinetuneOptions) != (record["verb"] == "finetune"):
         said = command("search", record["verb"], "--resume", folder)
         raise UserError(f"{folder} is a search of {record['verb']}", hint=said)
-    record["trials"] = options.trials or record["trials"]
+    if options.trials is not None and options.trials != record["trials"]:
+        record["trials"] = options.trials
+        commit.replace_json(folder / SEARCH, record)
     return record
 
 
@@ -132,7 +134,9 @@ def _tidy(folder: Path, trials: list[Tried]) -> None:
             shutil.rmtree(folder_of(folder, trial.number), ignore_errors=True)
 
 
-def _searched(folder: Path, record: dict[str, Any], space: Space, trials: list[Tried], total: int) -> Searched:
+def _searched(
+    folder: Path, record: dict[str, Any], space: Space, trials: list[Tried], total: int, jobs: int
+) -> Searched:
     best = search_study.best(trials)
     write_results(folder, trials, space)
     given = VERBS[record["verb"]].options(**record["options"])
@@ -140,5 +144,6 @@ def _searched(folder: Path, record: dict[str, Any], space: Space, trials: list[T
     if best is not None:
         again = command(*typed(record["verb"], dataclasses.replace(given, **best.values, out=f"{given.out}-best")))
     over = sum(trial.state != "running" for trial in trials) >= total
-    resume = None if over else command("search", record["verb"], "--resume", folder)
+    more = ("--jobs", jobs) if jobs > 1 else ()
+    resume = None if over else command("search", record["verb"], "--resume", folder, *more)
     return Searched(folder, trials, best, again, resume)

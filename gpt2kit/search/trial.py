@@ -41,8 +41,8 @@ def run_trial(
 ) -> Outcome:  # fmt: skip
     """Run trial `number` in its own folder, or go on with it where it was cut off.
 
-    Values that do not go together and a loss that explodes make a failed trial; what else keeps a run from beginning is
-    the user's to put right, and raised.
+    Values that do not go together and a loss that explodes make a failed trial, and so does whatever keeps a run from
+    beginning once another has come to a loss; else that is the user's to put right, and raised.
     """
     verb, place = VERBS[record["verb"]], folder_of(folder, number)
     trial = search_study.trial(search_study.open_study(folder), number)
@@ -67,7 +67,7 @@ def run_trial(
                     return Outcome(number, "pruned" if pruned else "running")
                 value = event.loss
     except UserError as error:
-        if not begun:
+        if not begun and not any(one.intermediate_values for one in trial.study.trials):
             raise
         return Outcome(number, "fail", why=error.message)
     if value is None:

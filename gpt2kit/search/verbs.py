@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2kit.errors import UserError
 from gpt2kit.model import files
+from gpt2kit.recipes import adapters, finetune, pretrain
 from gpt2kit.recipes import data as data_recipe
-from gpt2kit.recipes import finetune, pretrain
 from gpt2kit.recipes.events import Event
 from gpt2kit.recipes.options import TrainOptions
 from gpt2kit.recipes.tuning_options import FinetuneOptions
@@ -31,12 +32,21 @@ class Searchable:
     check: Callable[[Any], object]
 
 
+def _check_finetune(given: Any) -> None:
+    given.settings(1000, 64)
+    adapters.method_of(given)
+
+
+def _check_train(given: Any) -> None:
+    TrainConfig(**given.settings())
+    if given.n_embd and given.n_head and given.n_embd % given.n_head:
+        raise UserError(f"n_embd {given.n_embd} must divide by n_head {given.n_head}")
+
+
 VERBS: Mapping[str, Searchable] = {
-    "finetune": Searchable(FinetuneOptions, finetune.start, finetune.resume, lambda given: given.settings(1000, 64)),
-    "train": Searchable(
-        TrainOptions, pretrain.start, pretrain.resume, lambda given: TrainConfig(**given.settings())
-    ),
-}  # fmt: skip
+    "finetune": Searchable(FinetuneOptions, finetune.start, finetune.resume, _check_finetune),
+    "train": Searchable(TrainOptions, pretrain.start, pretrain.resume, _check_train),
+}
 
 
 def options_of(record: Mapping[str, Any], folder: Path) -> Any:
@@ -51,7 +61,7 @@ def options_of(record: Mapping[str, Any], folder: Path) -> Any:
 
 def pack(options: TrainOptions, place: Path) -> None:
     """One packed text for all trials: their losses are per token of one vocabulary, on the same held-out windows."""
-    tokenizer = None if options.from_ is None else files.read_head(files.resolve(options.from_)[0], [])[1]
+    tokenizer = None if options.from_ is None else files.read_head(files.resolve(options.from_, options.hub)[0], [])[1]
     data_recipe.prepare(
         options.data, place, tokenizer, lambda: data_recipe.pick_tokenizer(
             options.data, options.field, options.tokenizer, options.vocab_size,

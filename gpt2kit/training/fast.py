@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpt2kit.model.gpt2 import ACTIVATIONS, GPT2, MLP, Attention
@@ -25,6 +26,7 @@ class Place(threading.local):
 
     step: int = 0
     first_row: int = 0  # of this slice in the global batch
+    rows: NDArray[np.uint32] | None = None  # a number for each row of a forward pass whose rows are not the batch's
     parallel: bool = True  # this thread may use all cores
 
 
@@ -104,7 +106,9 @@ class SeededDropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         digest = hashlib.blake2b(f"{self.seed} {self.name} {PLACE.step}".encode(), digest_size=4).digest()
-        rows = np.arange(PLACE.first_row, PLACE.first_row + len(x), dtype=np.uint32)
+        rows = PLACE.rows
+        if rows is None:
+            rows = np.arange(PLACE.first_row, PLACE.first_row + len(x), dtype=np.uint32)
         keys = rows * np.uint32(0x9E3779B1) ^ np.uint32(int.from_bytes(digest, "little"))
         return _apply(_Dropout, x, self.p, keys)
 

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.training import fast
 from gpt2kit.training.rows import Row, pad
+
+CANDIDATES = 1 << 12  # of a row: numbers between those of two rows
 
 
 def candidates_row(candidates: Sequence[Sequence[int]]) -> Row:
@@ -49,8 +52,19 @@ class Preferences:
         return self._loss(model, ids, lengths, right, 0.0)
 
     def _loss(self, model: GPT2, ids: Tensor, lengths: Tensor, right: Tensor, smoothing: float) -> tuple[Tensor, int]:
-        scores = model.classify(ids, lengths).float()[:, 0]  # S
+        fast.PLACE.rows = _numbers(right.numpy(force=True))
+        try:
+            scores = model.classify(ids, lengths).float()[:, 0]  # S
+        finally:
+            fast.PLACE.rows = None
         other = right != torch.arange(len(right), device=right.device)
         lead = (scores[right] - scores)[other]
         loss = -(1 - smoothing) * F.logsigmoid(lead) - smoothing * F.logsigmoid(-lead)
         return loss.sum(), len(lead)
+
+
+def _numbers(right: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """A number for each candidate, by its row in the whole batch and its place in it: dropout masks go by it."""
+    places = np.arange(len(right))
+    row = fast.PLACE.first_row + np.cumsum(right == places) - 1
+    return (row * CANDIDATES + places - right).astype(np.uint32)

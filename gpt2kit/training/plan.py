@@ -284,6 +284,7 @@ def for_minutes(
     build: Callable[[Candidate], tuple[GPT2Config, TrainConfig]],
     precision: runtime.Precision,
     train_tokens: int,
+    n_head: int | None = None,
 ) -> tuple[GPT2Config, TrainConfig, float, tuple[str, ...]]:
     """The shape with the lowest expected loss after `minutes`: (model, config with steps, tokens/s, reasons).
 
@@ -291,7 +292,12 @@ def for_minutes(
     """
     best: tuple[float, Candidate, GPT2Config, TrainConfig, float] | None = None
     tried = []
-    for candidate in LADDER:
+    shapes = [one for one in LADDER if n_head is None or one.n_embd % n_head == 0]
+    if not shapes:
+        raise UserError(
+            f"{n_head} heads divide the width of no shape that is tried", hint="give --n-embd, or no --n-head"
+        )
+    for candidate in shapes:
         model, config = build(candidate)
         if train_tokens <= config.context:
             continue

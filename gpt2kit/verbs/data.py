@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from gpt2kit.errors import UserError
 from gpt2kit.verbs import Verb
 from gpt2kit.verbs.output import print_fact, print_json, print_notes
 
@@ -150,6 +151,8 @@ def run_pack(options: PackOptions) -> int:
     from gpt2kit.progress import Progress
     from gpt2kit.recipes.data import describe, pick_tokenizer
 
+    if options.validation and options.validation_fraction != PackOptions.validation_fraction:
+        raise UserError("--validation and --validation-fraction both say what is held out", hint="give one of them")
     notes: list[str] = []
     with Progress(transient=True) as shown:
         tokenizer = pick_tokenizer(

@@ -69,6 +69,10 @@ class GenerateOptions:
 def run_generate(options: GenerateOptions) -> int:
     from gpt2kit.model.sampling import SamplingSettings
 
+    if options.reference and options.precision == "int8":
+        raise UserError("--reference computes in float32", hint="leave out one of --reference and --precision")
+    if options.logprobs is not None and not options.json:
+        raise UserError("log-probabilities are shown by --json alone", hint="add --json")
     prompt = _prompt(options.prompt)
     own = {f.name for f in dataclasses.fields(SamplingSettings)}
     values = {k: v for k, v in dataclasses.asdict(options).items() if k in own}
@@ -118,9 +122,11 @@ def _with_reference(
     options: GenerateOptions, prompt: str, settings: SamplingSettings, one_stream: bool
 ) -> tuple[Iterable[Completion], Iterable[Event], int]:
     """The same by the model file."""
+    from gpt2kit import runtime
     from gpt2kit.model import folder
     from gpt2kit.model.generate import generate, stream
 
+    runtime.set_threads(options.threads)
     notes: list[str] = []
     model, tokenizer = folder.load(options.model, allow_hub=options.hub, notes=notes)
     print_notes(notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
@@ -58,15 +59,19 @@ def run_evaluate(options: EvaluateOptions) -> int:
         return _last_words(options)
     kept = lineage(path).get("task") or {}
     if not options.perplexity and (options.task or kept.get("name")) not in (None, "write"):
-        return _score(options)
-    idle = next((flag for flag in ("report", "tune_threshold", *sorted(options.given)) if getattr(options, flag)), None)
+        return _score(options, path)
+    names = ("report", "tune_threshold", "columns", "classes", *sorted(options.given))
+    idle = next((name for name in names if getattr(options, name)), None)
+    if options.precision == "int8":
+        raise UserError("a text's perplexity is computed in float32", hint="leave out --precision")
     if idle is not None:
         flag = idle.replace("_", "-")
         raise UserError(f"--{flag} is of a task's answers", hint="name the task: --task classify")
     notes: list[str] = []
     result = evaluate_files(
-        options.model, options.data, options.context, options.stride, options.field, notes.append, options.hub
-    )
+        options.model, options.data, options.context, options.stride, options.field, notes.append, options.hub,
+        options.threads,
+    )  # fmt: skip
     print_notes(notes)
     if options.json:
         print_json(result.to_dict())
@@ -106,22 +111,25 @@ def _last_words(options: EvaluateOptions) -> int:
     return 0
 
 
-def _score(options: EvaluateOptions) -> int:
+def _score(options: EvaluateOptions, path: Path) -> int:
     from gpt2kit.progress import Progress
     from gpt2kit.recipes.score import score_files, tune_threshold, write
     from gpt2kit.recipes.tuning_options import read_columns
     from gpt2kit.verbs.generating import tell_stages
 
+    idle = next((name for name in ("context", "stride", "field") if getattr(options, name) is not None), None)
+    if idle is not None:
+        raise UserError(f"--{idle} is of a text's perplexity, not of a task's answers", hint="add --perplexity")
     notes: list[str] = []
     with Progress(transient=True) as progress:
         found = score_files(
-            options.model, options.data, read_columns(options.columns), options.classes, options.task, options,
+            path, options.data, read_columns(options.columns), options.classes, options.task, options,
             options.precision, options.threads, notes.append,
             lambda done, total: progress.show("answering", done, total, f"{done:,} of {total:,}"), tell_stages(),
         )  # fmt: skip
     more: dict[str, object] = {}
     if options.tune_threshold:
-        more["threshold"], found = tune_threshold(options.model, found)
+        more["threshold"], found = tune_threshold(path, found)
         notes.append(f"the threshold {more['threshold']:.4f} is kept in {options.model}; the scores are with it")
     if found.prompts:
         more["prompts"] = [{"template": one.template, "accuracy": one.accuracy} for one in found.prompts]
@@ -132,7 +140,7 @@ def _score(options: EvaluateOptions) -> int:
         for score in found.scores:
             print(score)
     if options.report is not None:
-        print_notes([f"the report: {write(options.report, options.model, found)}"])
+        print_notes([f"the report: {write(options.report, path, found)}"])
     return 0
 
 

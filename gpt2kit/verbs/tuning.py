@@ -92,6 +92,8 @@ def _check(options: RunOptions) -> None:
     for flag, task in (("candidates", "rank"), ("documents", "answer"), ("summary", "classify")):
         if getattr(options, flag) and options.task != task:
             raise UserError(f"--{flag} is of {task}, not of {options.task}")
+    if options.documents is None and options.passages != RunOptions.passages:
+        raise UserError("--passages says how many of the --documents are read", hint="add --documents FOLDER")
     if options.passages < 1:
         raise UserError(f"passages must be at least 1, got {options.passages}")
 

@@ -232,3 +232,21 @@ def test_doctor_holds_here_and_fails_for_a_damaged_model(trained: Trained, tmp_p
     assert "FAIL" in bad.out
     assert "failed" in bad.out.splitlines()[-1]
     assert "Traceback" not in bad.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("evaluate", "{model}", "{text}", "--columns", "a=b"), "--columns is of a task's answers"),
+        (("evaluate", "{model}", "{text}", "--precision", "int8"), "computed in float32"),
+        (("generate", "{model}", "a", "--reference", "--precision", "int8"), "--reference computes in float32"),
+        (("generate", "{model}", "a", "--logprobs", "2"), "add --json"),
+        (("run", "classify", "{model}", "a", "--labels", "x,y", "--passages", "9"), "--documents"),
+        (("pack", "{text}", "--out", "p", "--validation", "a", "--validation-fraction", "0.5"), "give one of them"),
+        (("demo", "--seconds", "2", "--out", "d"), "--seconds must be at least 3"),
+        (("train", "{text}", "--out", "o", "--minutes", "0.1", "--n-head", "7", "--tokenizer", "char"), "7 heads"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_would_do_nothing_is_refused(trained: Trained, run: Run, words: tuple[str, ...], said: str) -> None:
+    result = run(*(word.format(model=trained.folder, text=trained.text) for word in words))
+    assert (result.code, said in result.err.replace("\n", " ")) == (2, True), result.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,17 @@ def test_a_run_that_keeps_resumes_to_the_same_bytes(small: Path, tmp_path: Path,
     assert one["continual"]["lwf"] == given.get("lwf", 0.0)
     run(options(small, tmp_path / "plain", task))
     assert weights(tmp_path / "plain") != weights(cut)
+
+
+def test_another_model_in_the_parents_place_teaches_nothing(small: Path, first: Path, tmp_path: Path) -> None:
+    base, out, seen = tmp_path / "base", tmp_path / "out", []
+    shutil.copytree(small / "base", base)
+    run(options(small, out, "classify", from_=str(base), lwf=1.0), lambda: bool(seen.append(1)) or len(seen) > 2)
+    assert checkpoint.steps_of(out)
+    shutil.rmtree(base)
+    shutil.copytree(first, base, ignore=shutil.ignore_patterns("checkpoints", "rows"))
+    with pytest.raises(UserError, match="no longer the model that the run started from"):
+        list(finetune.resume(out, lambda: False))
 
 
 @pytest.mark.slow

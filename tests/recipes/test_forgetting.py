@@ -36,6 +36,15 @@ def test_a_parent_that_is_gone_is_a_figure_that_says_so(small: Path, tmp_path: P
     assert all(figure.before is None and "gone" in figure.why for figure in figures)
 
 
+def test_a_probe_that_is_gone_or_empty_is_a_figure_that_says_so(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("r", encoding="utf-8")
+    files = [str(tmp_path / name) for name in ("gone.txt", "short.txt")]
+    figures = {figure.name: figure for figure in forgetting.report(small / "base", small / "base", files, [], [])}
+    assert figures["general English"].after is not None
+    assert "does not exist" in figures["gone.txt"].why
+    assert figures["gone.txt"].after is None
+
+
 def test_names_and_files() -> None:
     earlier = [{"name": "a", "task": {"name": "classify", "labels": ["x", "y"]}}, {"name": "b", "task": PAIRS}]
     assert named("a=b.tsv") == ("a", "b.tsv")

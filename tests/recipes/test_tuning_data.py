@@ -7,14 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpt2kit.data.examples import Examples, RankRow, Where
 from gpt2kit.errors import UserError
-from gpt2kit.recipes.tuning_data import context_for, read_parts
+from gpt2kit.recipes.adapters import method_of
+from gpt2kit.recipes.tuning_data import context_for, read_parts, without_empty
 from gpt2kit.recipes.tuning_options import FinetuneOptions
 from gpt2kit.tasks.rank import Rank
+from gpt2kit.tasks.task import Encoded
 from gpt2kit.text.training import train_tokenizer
+from gpt2kit.training.rows import Row
 
 
 @pytest.fixture
@@ -88,6 +92,44 @@ def test_a_label_that_falls_to_validation_by_hash_is_a_label_all_the_same(tmp_pa
 def test_a_flag_of_another_task_is_refused(task: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         FinetuneOptions(["rows.csv"], from_="base", task=task, out="out", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
+        ({"replay_share": 0.5}, "--replay-share says nothing without --replay"),
+        ({"augment_times": 3}, "--augment-times says nothing without --augment"),
+        ({"resume": "runs/x", "learning_rate": 1.0}, "learning-rate cannot change"),
+    ],
+)
+def test_a_flag_that_means_nothing_is_refused(given: dict[str, Any], message: str) -> None:
+    rest = {} if "resume" in given else {"data": ["rows.csv"], "from_": "base", "task": "classify", "out": "out"}
+    with pytest.raises(UserError, match=message):
+        FinetuneOptions(**rest, **given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rank", "message"),
+    [("seed=5", None, "seed has a flag"), ("rank=4", 8, "rank has a flag"), ("name=x", None, "name has a flag")],
+)
+def test_settings_of_a_method_that_have_a_flag_are_refused(settings: str, rank: int | None, message: str) -> None:
+    options = FinetuneOptions(
+        ["rows.csv"], from_="base", task="classify", out="out", method="lora", rank=rank, method_settings=settings
+    )
+    with pytest.raises(UserError, match=message):
+        method_of(options)
+
+
+def test_a_part_of_which_nothing_fitted_is_dropped_or_refused() -> None:
+    row = Row(np.array([1, 2]), labels=(0,))
+    parts = {"train": Encoded([row]), "validation": Encoded([], left_out=2)}
+    assert "none of its rows fits" in without_empty(parts, 64)[0]
+    assert list(parts) == ["train"]
+    with pytest.raises(UserError, match="no training row fits into 64 tokens"):
+        without_empty({"train": Encoded([]), "validation": Encoded([row])}, 64)
 
 
 def test_candidates_are_measured_one_by_one() -> None:

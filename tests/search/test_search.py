@@ -124,6 +124,28 @@ def test_values_that_need_each_other_are_accepted_together() -> None:
     assert space("method=full|lora, rank=none|4")["rank"] == Choice((None, 4))
 
 
+@pytest.mark.parametrize(
+    ("verb", "given"),
+    [
+        ("finetune", options(method="prefix", rank=4)),
+        ("train", TrainOptions(["x"], "o", n_embd=32, n_head=3)),
+    ],
+)
+def test_a_combination_that_cannot_be_is_known_before_its_trial(verb: str, given: Any) -> None:
+    with pytest.raises(UserError, match=r"rank|must divide"):
+        VERBS[verb].check(given)
+
+
+@pytest.mark.slow
+def test_a_trial_that_cannot_begin_fails_once_another_has_come_to_a_loss(place: Path, tmp_path: Path) -> None:
+    """A rank above the model's width is found when the adapter is laid over it."""
+    given = {"sampler": "grid", "space": "context=32|4096", "trials": 2, "steps": 2}
+    found = end(tuning(place, tmp_path / "s", **given))
+    assert [trial.state for trial in found.trials] == ["complete", "fail"]
+    assert "context" in found.trials[1].why
+    assert found.resume is None
+
+
 @pytest.mark.slow
 def test_values_that_do_not_go_together_are_a_failed_trial(place: Path, tmp_path: Path) -> None:
     given = {"sampler": "grid", "space": "method=full|lora, rank=none|4", "trials": 2, "steps": 2}
@@ -310,3 +332,15 @@ def test_two_jobs_find_what_one_finds_on_a_grid(place: Path, tmp_path: Path) -> 
     one = end(tuning(place, tmp_path / "one", **given))
     two = end(tuning(place, tmp_path / "two", **given, jobs=2))
     assert one.trials == two.trials
+
+
+def test_the_command_that_goes_on_has_the_trials_and_jobs_that_were_asked_for(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    end(tuning(place, out, trials=2, steps=2))
+    seen: list[object] = []
+    again = SearchFinetuneOptions(resume=str(out), trials=4)
+    found = end(again, lambda: any(trial for trial in seen), lambda event: seen.append(isinstance(event, loop.Stepped)))
+    assert found.resume == f"gpt2kit search finetune --resume {out}"
+    assert json.loads((out / "search.json").read_text())["trials"] == 4
+    found = end(SearchFinetuneOptions(resume=str(out)))
+    assert [trial.state for trial in found.trials] == ["complete"] * 4

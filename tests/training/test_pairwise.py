@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.training import fast
 from gpt2kit.training.pairwise import Preferences, candidates_row
 from gpt2kit.training.rows import Row
 
@@ -56,6 +57,27 @@ def test_smoothing_gives_the_wrong_order_its_share(model: GPT2) -> None:
     objective = Preferences(0.2)
     plain, _ = objective.plain_loss(model, *map(torch.from_numpy, objective.prepare(row, 0, 0)))
     assert float(plain.detach()) == pytest.approx(right, rel=1e-5)
+
+
+def test_slices_change_no_dropout_mask() -> None:
+    config = GPT2Config(16, 8, 16, 1, 2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, labels=("score",))
+    model = GPT2(config, torch.Generator().manual_seed(0))
+    fast.accelerate(model, 0, 0.3, 0.0)
+    model.train()
+
+    def total(slices: list[list[Row]]) -> float:
+        found, first = 0.0, 0
+        for rows in slices:
+            fast.PLACE.first_row = first
+            found += float(loss_of(model, rows)[0].detach())
+            first += len(rows)
+        return found
+
+    whole = total([ROWS])
+    assert total([[row] for row in ROWS]) == pytest.approx(whole, rel=1e-6)
+    assert total([ROWS[:2], ROWS[2:]]) == pytest.approx(whole, rel=1e-6)
+    assert abs(total([ROWS[::-1]]) - whole) > 1e-3  # a row's mask is that of its place
+    assert fast.PLACE.rows is None
 
 
 def test_one_batch_is_the_sum_of_its_slices(model: GPT2) -> None:
