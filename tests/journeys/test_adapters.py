@@ -359,3 +359,18 @@ def test_the_stand_in_is_alone_what_it_is_in_company(run: Cli, base: Path, pairs
         alone = [engine.generate(one, max_tokens=60, temperature=0.0, window="stop")[0] for one in prompts]
         assert [one.token_ids for one in together] == [one.token_ids for one in alone]
         assert all(len(one.token_ids) <= 43 for one in alone)
+
+
+def test_a_tuned_model_on_the_hub_is_scored_where_that_is_allowed(
+    run: Cli, base: Path, reviews: Path, hub: Callable[[str, Path], None]
+) -> None:
+    tune(run, reviews, base, "bitfit", "out")
+    hub("someone/reviews", Path("out"))
+    here = run("evaluate", "out", reviews, "--precision", "fp32")
+    assert (here.code, "accuracy" in here.out) == (0, True)
+    assert run("evaluate", "someone/reviews", reviews, "--precision", "fp32", "--hub").out == here.out
+    assert run("evaluate", "someone/reviews", reviews).code == 2
+    refused = run("evaluate", "out", reviews, "--context", 16)
+    assert (refused.code, "--context is of a text's perplexity" in refused.err) == (2, True)
+    refused = run("run", "classify", "out", "a", "--seed", 4)
+    assert (refused.code, "--seed means nothing" in refused.err) == (2, True)
