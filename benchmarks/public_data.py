@@ -22,6 +22,7 @@ from typing import Any
 
 Row = dict[str, Any]
 TEST_SHARE = 0.15  # of a set that has no test part
+CLEAN = 6000  # sentences without mistakes that correction learns to copy, beside the 2,338 with mistakes
 VERSES = re.compile(r"[，。？！；：、\s]+")
 FORMS = {(8, 5): "五言律詩", (8, 7): "七言律詩", (4, 5): "五言絕句", (4, 7): "七言絕句"}
 POLARITY = ("negative", "positive")
@@ -100,6 +101,11 @@ def correction(folder: Path) -> dict[str, list[Row]]:
         ]
         for part in ("train", "test")
     }
+
+
+def copied(rows: list[Row]) -> list[Row]:
+    """Translations as sentences that need no correction."""
+    return [{"prompt": text, "completion": text} for text in list(dict.fromkeys(r["completion"] for r in rows))[:CLEAN]]
 
 
 def cmrc(folder: Path) -> dict[str, list[Row]]:
@@ -188,6 +194,11 @@ def squad(rows: list[Row]) -> Row:
 
 def prepare(folder: Path, out: Path) -> None:
     sets = {name: read_set(folder) for name, read_set in SETS.items()}
+    modern = [{"text": text} for text in modern_chinese(sets)]
+    write(out / "english.jsonl", ({"text": text} for text in english(folder)))
+    write(out / "chinese.jsonl", [*({"text": text} for text in old_chinese(folder, sets)), *modern])
+    write(out / "modern.jsonl", modern)
+    sets["correction"]["train"] += copied(sets["translation"]["train"])
     for name, parts in sets.items():
         for part, rows in parts.items():
             if name == "cmrc":
@@ -197,10 +208,6 @@ def prepare(folder: Path, out: Path) -> None:
             else:
                 write(out / name / f"{part}.jsonl", rows)
         print(f"{name:<12} " + ", ".join(f"{part} {len(rows):,}" for part, rows in parts.items()))
-    write(out / "english.jsonl", ({"text": text} for text in english(folder)))
-    modern = [{"text": text} for text in modern_chinese(sets)]
-    write(out / "chinese.jsonl", [*({"text": text} for text in old_chinese(folder, sets)), *modern])
-    write(out / "modern.jsonl", modern)
 
 
 if __name__ == "__main__":

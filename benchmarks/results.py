@@ -62,7 +62,10 @@ EXPERIMENTS = {
     "thucnews": Experiment("classify", "modern", ("--epochs", "2", "--dropout", "0.2")),
     "translation": Experiment("translate", "modern", ("--epochs", "4"), ("bleu", "chrf")),
     "correction": Experiment(
-        "correct", "modern", ("--epochs", "6"), ("detection_f1", "correction_f1", "false_positive_rate")
+        "correct",
+        "modern",
+        ("--epochs", "2", "--augment", "noise", "--augment-times", "2"),
+        ("detection_f1", "correction_f1", "false_positive_rate"),
     ),
     "cmrc": Experiment("answer", "modern", ("--epochs", "4"), ("exact_match", "token_f1")),
     "chat-en": Experiment("chat", "en", ("--epochs", "5"), ("bleu", "chrf", "rougeL")),
