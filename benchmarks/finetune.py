@@ -48,6 +48,7 @@ class Shape:
 
 SHAPES = {
     "4x256": Shape(4, 4, 256, 256, 8192, 16, 4),
+    "6x256": Shape(6, 4, 256, 512, 8192, 16, 2),  # that of the models in docs/results.md
     "small": Shape(12, 12, 768, 256, 50257, 4, 1),
 }
 TASKS = ("classify", "completion")
