@@ -5,7 +5,7 @@ A committed folder holds `gpt2kit.json`:
 A reader calls `recover`, then `verify`, and refuses what the manifest does not cover, by name.
 
 Names beside a target `runs/a` while it is being written; a kill at any moment leaves at most these behind:
-    runs/.partial-a-<random>  being written, or being deleted; the next save removes it
+    runs/.partial-a-<random>  being written, or being deleted; the next save of runs/a removes it
     runs/.replaced-a          the old folder, between the two renames of a replacement; `recover` puts it back
     runs/a/.incoming          files on their way into a folder that keeps its others; `recover` brings them in
 """
@@ -89,7 +89,7 @@ def replace_json(path: Path, value: Any) -> None:
         fsync_path(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise _write_error(error, path) from error
+        raise write_error(error, path) from error
 
 
 def _finite(value: Any) -> Any:
@@ -145,6 +145,51 @@ def inside(folder: Path, name: str) -> Path:
     if not any(real.is_relative_to(root) for root in allowed):
         raise UserError(f"{path} is a link to {real}, outside the folder", hint="put the file itself there")
     return path
+
+
+LOCK = ".lock"  # in a run's folder while a process fills it
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold all other processes off a folder that is filled little by little, made here where it is not there.
+
+    UserError where one holds it. A disk without locks goes without. A folder that is still empty in the end goes.
+    """
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _lock_file(path)
+    except OSError as error:
+        raise write_error(error, folder) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(handle)  # also unlocks
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _lock_file(path: Path) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            else:
+                _lock(handle, wait=False)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                os.close(handle)
+                raise UserError(
+                    f"another process works in {path.parent}", hint="wait for its end, or choose another folder"
+                ) from None
+        with contextlib.suppress(OSError):  # who held it may have removed it between our two calls
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)
 
 
 def _lock(handle: int, wait: bool = True) -> None:
@@ -236,7 +281,8 @@ def _describe(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _write_error(error: OSError, target: Path) -> UserError:
+def write_error(error: OSError, target: Path) -> UserError:
+    """What to say where `target` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
             f"no space left on the disk while writing {target}; what was there before is untouched",
@@ -337,7 +383,7 @@ def folder(target: Path, kind: str, lineage: dict[str, Any] | None = None) -> It
         disk = _as_disk_error(error, filling)
         if disk is None:
             raise
-        raise _write_error(disk, target) from error
+        raise write_error(disk, target) from error
 
 
 def _swap(staging: Path, target: Path) -> None:
@@ -416,7 +462,7 @@ def files_into(target: Path, source: Path) -> None:
             fsync_path(target)
             _bring_in(target)
     except OSError as error:
-        raise _write_error(error, target) from error
+        raise write_error(error, target) from error
 
 
 def _bring_in(target: Path) -> None:

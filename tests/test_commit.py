@@ -627,3 +627,32 @@ def test_json_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.M
 def test_json_has_no_nan(tmp_path: Path) -> None:
     commit.write_json(tmp_path / "x", {"a": (float("inf"), 1.5), "b": {"c": float("nan")}})
     assert json.loads((tmp_path / "x").read_text()) == {"a": [None, 1.5], "b": {"c": None}}
+
+
+def test_one_process_at_a_time_fills_a_folder(tmp_path: Path) -> None:
+    run = tmp_path / "deep" / "run"
+    code = """
+    with commit.alone(target):
+        print("in", flush=True)
+        sys.stdin.read()
+    """
+    command = [sys.executable, "-c", PRELUDE + textwrap.dedent(code), str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match="another process works in"), commit.alone(run):
+            pass
+        other.kill()
+        other.wait()
+    with commit.alone(run), pytest.raises(UserError, match="another process"), commit.alone(run):
+        pass
+    assert not run.exists()  # it stayed empty
+    with commit.alone(run):
+        (run / "file").write_text("x")
+    assert names(run) == {"file"}
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="could not write"), commit.alone(tmp_path / "file" / "run"):
+        pass

@@ -28,11 +28,13 @@ from typing import BinaryIO
 from gpt2kit.errors import UserError, missing_extra
 
 CHUNK = 1 << 18  # bytes read at a time; also the sample on which the encoding is decided
+TELLING = 64  # bytes from the first one on that is not ASCII: fewer could be half a character
 MAX_BAD = 0.01  # share of invalid bytes or control characters above which a sample is not text
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 STDIN = "-"
 
 _ZSTD_FEED = 4096  # compressed bytes a step: a block of 4 bytes can unpack to 128 KB, so this is 128 MB at worst
+_ASCII = bytes(range(128))
 _MARK = "\ufdd0"  # a noncharacter that stands for an invalid sequence until it is counted
 _CODECS = {
     "UTF-8": "utf-8",
@@ -176,8 +178,12 @@ def decode(chunks: Iterable[bytes], name: str, found: Decoded) -> Iterator[str]:
     decoder: codecs.IncrementalDecoder | None = None
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     first = True
-    for chunk, last in _sampled(chunks):
-        found.bytes += len(chunk)
+    held = b""  # what stands from the first byte on that is not ASCII, while that is too little to decide on
+    for read, last in _sampled(chunks):
+        found.bytes += len(read)
+        chunk, held = held + read, b""
+        if decoder is None and not last:
+            chunk, held = _undecided(chunk)
         if first:
             _refuse_binary(chunk, name)
         if decoder is None:
@@ -196,7 +202,19 @@ def decode(chunks: Iterable[bytes], name: str, found: Decoded) -> Iterator[str]:
         if _MARK in text:
             found.replaced += text.count(_MARK)
             text = text.replace(_MARK, "\ufffd")
+            if found.replaced > MAX_BAD * found.bytes:
+                raise UserError(
+                    f"{name}: {found.replaced:,} of its first {found.bytes:,} bytes are not {found.encoding}, as what "
+                    "stands before them is",
+                    hint="save all of it in one encoding, UTF-8",
+                )
         yield newlines.decode(text, final=last)
+
+
+def _undecided(chunk: bytes) -> tuple[bytes, bytes]:
+    """A chunk, and its end from the first byte on that is not ASCII, where that end is too short to tell encodings."""
+    end = chunk.lstrip(_ASCII)
+    return (chunk[: -len(end)], end) if 0 < len(end) < TELLING else (chunk, b"")
 
 
 def _sampled(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:

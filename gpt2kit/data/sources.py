@@ -102,6 +102,11 @@ def _size(path: Path) -> int:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def is_stream(path: str | Path) -> bool:
+    """Whether it can be read once only: standard input, a pipe."""
+    return str(path) == STDIN or (Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir())
+
+
 def _kind(path: str | Path) -> tuple[str, str]:
     """(format suffix, compression suffix), both in lower case: a.jsonl.gz -> ".jsonl", ".gz"."""
     path = Path(path)
@@ -116,8 +121,11 @@ def _expand(path: str | Path, report: SourceReport) -> Iterator[str | Path]:
         return
     path = Path(path)
     if path.is_dir():
-        for folder, folders, names in os.walk(path):
+        for folder, folders, names in os.walk(path, onerror=_unreadable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for linked in (Path(folder) / name for name in folders if (Path(folder) / name).is_symlink()):
+                report.skipped.append(str(linked))
+                report.notes.append(f"{linked} skipped: a linked folder is read where it is named itself")
             for name in sorted(name for name in names if not name.startswith(".")):
                 if _kind(name)[0] in (*_TEXT, *_TABLES):
                     yield Path(folder) / name
@@ -131,6 +139,10 @@ def _expand(path: str | Path, report: SourceReport) -> Iterator[str | Path]:
     else:
         near = closest(path.name, _names(path.parent))
         raise UserError(f"{path} does not exist", hint=None if near is None else f"did you mean {path.parent / near}?")
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from None
 
 
 def _names(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.files import resolve
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.peft.method import MethodConfig
-from gpt2kit.recipes.pretrain import check_parent
+from gpt2kit.recipes.places import check_parent
 from gpt2kit.recipes.sitting import Feed
 from gpt2kit.recipes.tuning_options import FinetuneOptions, read_pairs
 from gpt2kit.runtime import Precision
@@ -30,8 +30,8 @@ OWN_FLAGS = {"name": "method", "seed": "seed", "rank": "rank"}  # of finetune: -
 TARGET_SHARE = 2 / 3  # of AdaLoRA's first rank that is left on average, as in its defaults
 
 
-def method_of(options: FinetuneOptions) -> MethodConfig | None:
-    """The adapter that the flags name; None: all weights are tuned."""
+def method_of(options: FinetuneOptions, config: GPT2Config | None = None) -> MethodConfig | None:
+    """The adapter that the flags name, checked against a model's shape if one is given; None: all weights are tuned."""
     if options.method == "full":
         return None
     method = peft.method(options.method, seed=options.seed)
@@ -51,7 +51,10 @@ def method_of(options: FinetuneOptions) -> MethodConfig | None:
                 flag = OWN_FLAGS[name]
                 raise UserError(f"--method-settings: {name} has a flag of its own", hint=f"give --{flag} alone")
         changes |= {name: _value(name, text, known.get(name)) for name, text in given.items()}
-    return peft.method(options.method, seed=options.seed, **changes)
+    method = peft.method(options.method, seed=options.seed, **changes)
+    if config is not None:
+        method.check(config)
+    return method
 
 
 def _value(name: str, text: str, default: Any) -> Any:

@@ -17,7 +17,7 @@ from gpt2kit.model import folder as model_folder
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.recipes.earlier import Tasks, find_task, named
-from gpt2kit.recipes.pretrain import check_parent
+from gpt2kit.recipes.places import check_parent
 from gpt2kit.recipes.sitting import Feed
 from gpt2kit.tasks import task_of
 from gpt2kit.text.tokenizer import Tokenizer

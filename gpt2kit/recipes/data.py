@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt2kit import commit
 from gpt2kit.data.pack import PackProgress, pack
 from gpt2kit.data.packed import PackReport, read_report
-from gpt2kit.data.sources import SourceReport, read_documents
+from gpt2kit.data.sources import SourceReport, is_stream, read_documents
 from gpt2kit.errors import UserError
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.text.training import KINDS, train_tokenizer
@@ -70,11 +70,11 @@ def make_tokenizer(
     reading: Reading | None = None,
 ) -> Tokenizer:
     """Learn a vocabulary from the corpus's beginning; `special` tokens are added behind it."""
-    if "-" in paths:
-        raise UserError(
-            "standard input can be read once only, and learning a vocabulary takes a pass of its own",
-            hint="give --tokenizer FOLDER, or save the text to a file first",
-        )
+    once = next((path for path in paths if is_stream(path)), None)
+    if once is not None:
+        what = "standard input" if once == "-" else once
+        raise UserError(f"{what} can be read once only, and learning a vocabulary takes a pass of its own",
+                        hint="give --tokenizer FOLDER, or save the text to a file first")  # fmt: skip
     if kind == "bpe" and vocab_size is None:
         vocab_size = vocabulary_for(sum(map(len, _texts(paths, field, LARGEST * 50_000, reading))))
     tokenizer = train_tokenizer(_texts(paths, field, TOKENIZER_SAMPLE, reading), kind, vocab_size)

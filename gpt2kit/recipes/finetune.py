@@ -20,7 +20,8 @@ from gpt2kit.recipes import adapters, continual, forgetting
 from gpt2kit.recipes.augmentation import augmented
 from gpt2kit.recipes.earlier import earlier_tasks
 from gpt2kit.recipes.events import Event, Finished, Note
-from gpt2kit.recipes.pretrain import RUN, check_unused, parent_of
+from gpt2kit.recipes.places import new_folder, parent_of
+from gpt2kit.recipes.pretrain import RUN
 from gpt2kit.recipes.sitting import Feed, sit
 from gpt2kit.recipes.tuning_data import context_for, read_parts, told, without_empty
 from gpt2kit.recipes.tuning_options import FinetuneOptions
@@ -37,24 +38,24 @@ ROWS = "rows"  # the folder with the encoded examples
 
 def start(options: FinetuneOptions, stop: Callable[[], bool]) -> Iterator[Event]:
     """A new tuning run. Yields events; the last is `Finished`."""
-    assert options.task is not None
-    assert options.from_ is not None
-    out = Path(options.out)
-    check_unused(out, "finetune")
+    with new_folder(Path(options.out), "finetune"):
+        yield from _start(options, Path(options.out), stop)
+
+
+def _start(options: FinetuneOptions, out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
+    assert options.task is not None and options.from_ is not None  # noqa: PT018 - the options refused it
     runtime.set_threads(options.threads)
     runtime.tune_allocator()
     parts, found, notes = read_parts(options)
     parent = parent_of(options.from_, options.hub)
     path, chosen = resolve(parent["folder"])
-    notes += [] if chosen is None else [chosen]
+    notes += [chosen] if chosen else []
     base, tokenizer = read_head(path, notes)
     tokenizer, _ = end_of_text(tokenizer)
     given = {k: v for k, v in (("template", options.template), ("mode", options.mode)) if v is not None}
     task = task_from_data(options.task, found, given)
     model = task.model_config(base)
-    method = adapters.method_of(options)
-    if method is not None:
-        method.check(model)
+    method = adapters.method_of(options, model)
     room = model.n_positions - (0 if method is None else method.virtual_tokens)
     context, why = context_for(options, parts["train"], task, tokenizer, room)
     if options.augment is not None:
@@ -106,11 +107,12 @@ def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
     record = commit.read_json(out / RUN) if (out / RUN).exists() else {}
     if record.get("kind") != "finetune":
         raise UserError(f"{out} is not the folder of a tuning run", hint="start one with: gpt2kit finetune")
-    path, notes = checkpoint.newest(out) if checkpoint.steps_of(out) else (None, [])
-    yield from map(Note, notes)
-    runtime.tune_allocator()
-    runtime.set_threads(record["threads"])
-    yield from _sit(out, record, path, stop)
+    with commit.alone(out):
+        path, notes = checkpoint.newest(out) if checkpoint.steps_of(out) else (None, [])
+        yield from map(Note, notes)
+        runtime.tune_allocator()
+        runtime.set_threads(record["threads"])
+        yield from _sit(out, record, path, stop)
 
 
 def _sit(out: Path, record: dict[str, Any], path: Path | None, stop: Callable[[], bool]) -> Iterator[Event]:

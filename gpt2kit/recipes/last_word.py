@@ -7,11 +7,12 @@ text without blanks, as Chinese is written, the last character. Nothing precedes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from gpt2kit.data.sources import SourceReport, read_documents
+from gpt2kit.data.sources import Document, SourceReport, read_documents
 from gpt2kit.errors import UserError
 from gpt2kit.model.sampling import Choice
 from gpt2kit.scores.last_word import last_word
@@ -33,6 +34,17 @@ def cut(text: str) -> tuple[str, str]:
     return before, blank + word
 
 
+def _whole(pieces: Iterable[Document]) -> Iterator[Document]:
+    """Long documents come in pieces."""
+    held: Document | None = None
+    for piece in pieces:
+        if held is not None and not piece.continues:
+            yield held
+        held = replace(held, text=held.text + piece.text) if held is not None and piece.continues else piece
+    if held is not None:
+        yield held
+
+
 def score_last_words(
     folder: str | Path,
     paths: Sequence[str],
@@ -46,7 +58,7 @@ def score_last_words(
     """How well a model folder knows the last word of each document. UserError where a file or a text does not fit."""
     report = SourceReport()
     given, words = [], []
-    for document in read_documents(list(paths), field, report):
+    for document in _whole(read_documents(list(paths), field, report)):
         try:
             before, word = cut(document.text)
         except UserError as error:

@@ -13,7 +13,7 @@ from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.headers import open_weights
 from gpt2kit.peft.artefact import ADAPTER
 from gpt2kit.peft.saved import METHODS, TENSORS
-from gpt2kit.recipes.pretrain import parent_of
+from gpt2kit.recipes.places import parent_of
 from gpt2kit.tasks import task_of
 from gpt2kit.tasks.chat import Chat
 from gpt2kit.tasks.reference import with_head
@@ -32,6 +32,8 @@ def merge(adapter: str | Path, base: str, out: str | Path, hub: bool = False) ->
             hint="run it over its base: gpt2kit run, gpt2kit evaluate",
         )
     parent = parent_of(base, hub)
+    if Path(out).resolve() in (Path(parent["folder"]), Path(base).resolve()):
+        raise UserError(f"{out} is the base itself, which would be lost", hint="choose another --out")
     network, tokenizer = model_folder.load(parent["folder"])
     config = _config(said, network.config)
     if config.labels != network.config.labels:

@@ -6,7 +6,7 @@ Data flow: files -> tokenizer -> packed folder -> plan -> loop -> model folder. 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.recipes import data as data_recipe
 from gpt2kit.recipes.events import Event, Note, Planned, Reading
 from gpt2kit.recipes.options import TrainOptions
+from gpt2kit.recipes.places import check_parent, new_folder, parent_of
 from gpt2kit.recipes.shape import choose
 from gpt2kit.recipes.sitting import packed_feed, sit
 from gpt2kit.text.tokenizer import Tokenizer
@@ -40,7 +41,13 @@ def start(
     `report` is called while the corpus is read.
     """
     out = Path(options.out)
-    check_unused(out, "train", but="data")
+    with new_folder(out, "train", but="data"):
+        yield from _start(options, out, stop, report)
+
+
+def _start(
+    options: TrainOptions, out: Path, stop: Callable[[], bool], report: Callable[[Reading], None]
+) -> Iterator[Event]:
     runtime.set_threads(options.threads)
     runtime.tune_allocator()
     data_recipe.check_packed(
@@ -94,6 +101,13 @@ def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
     if not (out / RUN).exists():
         raise UserError(f"{out} is not a run folder: it has no {RUN}", hint="start one with: gpt2kit train")
     record = commit.read_json(out / RUN)
+    if record.get("kind") == "finetune":
+        raise UserError(f"{out} is the folder of a tuning run", hint=command("finetune", "--resume", out))
+    with commit.alone(out):
+        yield from _resume(out, record, stop)
+
+
+def _resume(out: Path, record: dict[str, Any], stop: Callable[[], bool]) -> Iterator[Event]:
     path, notes = checkpoint.newest(out) if checkpoint.steps_of(out) else (None, [])
     yield from map(Note, notes)
     runtime.tune_allocator()
@@ -110,30 +124,6 @@ def resume(out: str | Path, stop: Callable[[], bool]) -> Iterator[Event]:
         tokenizer = Tokenizer.find(path)
     feed = packed_feed(out, record, tokenizer)
     yield from sit(out, record, network, tokenizer, feed, path, stop)
-
-
-def check_unused(out: Path, verb: str, but: str = "") -> None:
-    """UserError where a run's folder holds anything, hidden files and `but` aside."""
-    if out.exists() and any(path.name != but and not path.name.startswith(".") for path in out.iterdir()):
-        raise UserError(
-            f"{out} already holds something",
-            hint=f"go on with it: {command(verb, '--resume', out)}, or choose another --out",
-        )
-
-
-def parent_of(name: str, hub: bool) -> dict[str, str]:
-    """The model to start from, by the name to remember it by and the folder: here, or downloaded where `hub`."""
-    if hub and not Path(name).exists():
-        return {"name": name, "folder": str(model_folder.resolve(name, allow_hub=True)[0])}
-    return {"name": Path(name).resolve().name, "folder": str(Path(name).resolve())}
-
-
-def check_parent(parent: Mapping[str, str]) -> None:
-    """UserError where the folder of a run's parent does not hold the weights that the run started from."""
-    if model_folder.identity(parent["folder"]) != parent["hash"]:
-        raise UserError(
-            f"{parent['folder']} is no longer the model that the run started from", hint="put that model back there"
-        )
 
 
 def beginning(record: dict[str, Any]) -> GPT2:

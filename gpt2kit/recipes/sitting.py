@@ -13,7 +13,7 @@ from gpt2kit.data.packed import open_packed, read_report
 from gpt2kit.errors import UserError
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.recipes import watch
-from gpt2kit.recipes.events import Event, Finished, Sampled
+from gpt2kit.recipes.events import Event, Finished, Note, Sampled
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import checkpoint, loop, optim
 from gpt2kit.training.checkpoint import Artefact, State, WholeModel
@@ -83,18 +83,19 @@ def sit(
                 reason = event.reason
     finally:
         track.close()
-    yield finish(run, artefact, state, reason, feed)
+    yield from finish(run, artefact, state, reason, feed)
 
 
-def finish(run: loop.Run, artefact: Artefact, state: State, reason: str, feed: Feed) -> Finished:
+def finish(run: loop.Run, artefact: Artefact, state: State, reason: str, feed: Feed) -> Iterator[Event]:
     """Make the run folder of the best checkpoint; a run that was asked to stop only says how to go on."""
     if reason == "asked":
         go_on = command(feed.verb, "--resume", run.folder)
-        return Finished(run.folder, state.step, None, state.seconds, reason, go_on)
-    step = checkpoint.best(run.folder, state)
-    assert step is not None
+        yield Finished(run.folder, state.step, None, state.seconds, reason, go_on)
+        return
+    step, notes = checkpoint.best_whole(run.folder, state)
+    yield from map(Note, notes)
     loss = state.losses.get(str(step))
     scores = {} if loss is None else {"validation_loss": loss}
     lineage = {**run.lineage, "step": step, "scores": scores}
     artefact.publish(run.folder, checkpoint.folder_of(run.folder, step), lineage, feed.extra)
-    return Finished(run.folder, step, loss, state.seconds, reason, None, feed.next)
+    yield Finished(run.folder, step, loss, state.seconds, reason, None, feed.next)

@@ -150,6 +150,20 @@ def best(run: Path, state: State) -> int | None:
     return min(steps, key=lambda step: (state.losses.get(str(step), math.inf), -step), default=None)
 
 
+def best_whole(run: Path, state: State) -> tuple[int, list[str]]:
+    """As `best`, of those whose every file matches its manifest; and notes on damaged ones that were passed over."""
+    notes: list[str] = []
+    for step in sorted(steps_of(run), key=lambda step: (state.losses.get(str(step), math.inf), -step)):
+        try:
+            commit.recover(folder_of(run, step))
+            if commit.verify(folder_of(run, step)) is None:
+                raise UserError(f"{folder_of(run, step)} has no {commit.MANIFEST}")
+            return step, notes
+        except UserError as error:
+            notes.append(f"checkpoint {folder_of(run, step).name} is passed over: {error.message}")
+    raise UserError(f"{run} has no checkpoint that is whole ({'; '.join(notes)})", hint="restore one from a backup")
+
+
 def restore(path: Path, artefact: Artefact, optimizers: list[torch.optim.Optimizer]) -> State:
     """Fill model and optimisers from a checkpoint that was verified; return its state."""
     artefact.restore(path)

@@ -6,6 +6,7 @@ objectives are pure functions of (seed, step, row), so the state is: weights, op
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import deque
@@ -109,7 +110,7 @@ def fit(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Iter
     objective = run.objective or TextObjective(config, model.config.vocab_size, run.tokenizer)
     gradients = Gradients(model, objective, config, run.precision, run.device, run.penalty)
     gradients.share_with(optimizers)
-    clock = _Clock(state)
+    clock = _Clock(state, run.minutes)
     fast.accelerate(model, config.seed, config.dropout, config.attention_dropout, run.precision.backend)
     model.train()
     source = run.batches.prefetch(state.step, None)
@@ -320,7 +321,7 @@ def _check(loss: float, norm: float, state: State, run: Run, rate: float) -> Non
     if math.isfinite(loss) and math.isfinite(norm) and loss < limit:
         return
     what = f"the loss was {loss:.4g} and the gradient's norm {norm:.4g} at step {state.step + 1}"
-    kept = checkpoint.steps_of(run.folder)
+    best = checkpoint.best(run.folder, state)
     if run.precision.dtype == "bf16" and not math.isfinite(loss):
         cause = "likely cause: bf16 overflowed; try --precision fp32"
     elif rate > 0.5 or state.step < 100:
@@ -330,14 +331,15 @@ def _check(loss: float, norm: float, state: State, run: Run, rate: float) -> Non
         )
     else:
         cause = "likely cause: damaged text; look at the samples and check the data"
-    where = f"; the last good checkpoint is {checkpoint.folder_of(run.folder, kept[-1])}" if kept else ""
+    where = "" if best is None else f"; the best checkpoint is {checkpoint.folder_of(run.folder, best)}"
     raise UserError(f"{what}: training stopped{where}", hint=cause)
 
 
 class _Clock:
     """Speed, time left, and the number of steps that fit into the minutes given."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, minutes: float | None = None) -> None:
+        self.window = SPEED_SECONDS if minutes is None else minutes * 60 / 4  # seconds that are remembered
         self.before = state.seconds
         self.start = time.perf_counter()
         self.marks = deque([(self.start, state.step)])
@@ -347,13 +349,19 @@ class _Clock:
         now = time.perf_counter()
         state.seconds = self.before + now - self.start
         self.marks.append((now, state.step))
+        while len(self.marks) > 2 and now - self.marks[1][0] > self.window:
+            self.marks.popleft()
         pace = self._pace(SPEED_SECONDS)
         return pace * tokens, (state.total - state.step) / pace
 
     def _pace(self, seconds: float) -> float:
         """Steps per second over about the last `seconds`."""
         now, step = self.marks[-1]
-        then, since = next(mark for mark in self.marks if now - mark[0] <= seconds or mark[1] == step - 1)
+        then, since = now, step
+        for mark in itertools.islice(reversed(self.marks), 1, None):
+            if now - mark[0] > seconds and since < step:
+                break
+            then, since = mark
         return (step - since) / max(now - then, 1e-9)
 
     def replan(self, run: Run, state: State) -> Replanned | None:
@@ -362,11 +370,8 @@ class _Clock:
             return None
         if state.seconds < 0.05 * run.minutes * 60:  # compiling and warming up say nothing of the pace
             return None
-        window = run.minutes * 60 / 4
         left = run.minutes * 60 - state.seconds
-        total = max(state.step, state.step + int(left * self._pace(window)))
-        while len(self.marks) > 2 and self.marks[-1][0] - self.marks[1][0] > window:
-            self.marks.popleft()
+        total = max(state.step, state.step + int(left * self._pace(self.window)))
         if abs(total - state.total) < 0.03 * state.total:
             return None
         state.total = total

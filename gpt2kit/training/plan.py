@@ -312,6 +312,8 @@ def for_minutes(
         if best is not None and score > 0.99 * best[0]:  # a larger shape must be worth its memory and its speed
             break
         best = (score, candidate, model, config, speed)
+    if best is None and tried:
+        raise UserError(f"not even {tried[0]}", hint="close other programs, or give a smaller --context or --batch")
     if best is None:
         raise UserError(f"{train_tokens:,} training tokens are too few", hint="take more text")
     _, candidate, model, config, speed = best

@@ -7,10 +7,11 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gpt2kit import commit
 from gpt2kit.errors import UserError, missing_extra
 from gpt2kit.training.loop import Evaluated, Event, Replanned, Saved, Stepped, Stopped
 
@@ -20,6 +21,15 @@ PLOT_SHARE = 0.02  # of the time that drawing the curve may take, apart from the
 PLOT_SECONDS = 0.5  # of the first one: matplotlib is imported
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full or read-only disk is the user's to put right: the checkpoints before it are there."""
+    try:
+        yield
+    except OSError as error:
+        raise commit.write_error(error, path) from error
+
+
 class Track:
     """Writes events as they come. A resumed run first drops the rows behind the step that it resumes from."""
 
@@ -27,18 +37,23 @@ class Track:
         self.folder = folder
         self.path = folder / METRICS
         self.board = _tensorboard(folder) if tensorboard else None
-        _trim_samples(folder / SAMPLES, step)
         rows = (
             [row for row in read_metrics(folder) if row["step"] <= step and row["event"] != "stopped"] if step else []
         )
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, self.path)
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+        with _writing(self.path):
+            _trim_samples(folder / SAMPLES, step)
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            os.replace(temporary, self.path)
+            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
         self.begun, self.drawing, self.next = time.perf_counter(), 0.0, PLOT_SECONDS  # seconds
         self.changed = False  # since the curve was drawn
 
     def write(self, event: Event) -> None:
+        with _writing(self.path):
+            self._write(event)
+
+    def _write(self, event: Event) -> None:
         match event:
             case Stepped(step, total, loss, norm, rate, speed, _):
                 if step % max(1, total // ROWS) == 0 or step == 1:
@@ -51,6 +66,7 @@ class Track:
                     self._draw()
             case Saved(step, path):
                 self._row("checkpoint", step, folder=path.name)
+                self.file.flush()  # a run that is killed goes on from here, and must find its rows
             case Replanned(step, total):
                 self._row("replanned", step, total=total)
             case Stopped(step, reason):
@@ -65,7 +81,8 @@ class Track:
                     self.board(f"{event}/{name}", value, step)
 
     def sample(self, step: int, text: str) -> None:
-        with open(self.folder / SAMPLES, "a", encoding="utf-8") as file:
+        path = self.folder / SAMPLES
+        with _writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(f"--- step {step}\n{text}\n\n")
 
     def _draw(self) -> None:
@@ -76,7 +93,8 @@ class Track:
 
     def close(self) -> None:
         """Draw the curve once more where it is behind; also after a failure, which a full disk must not hide."""
-        self.file.close()
+        with contextlib.suppress(OSError):
+            self.file.close()
         if self.changed:
             with contextlib.suppress(OSError):
                 self._draw()

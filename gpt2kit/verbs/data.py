@@ -125,7 +125,8 @@ def run_tokenizer_extend(options: TokenizerExtendOptions) -> int:
     fewer = "" if made.added == options.add else f" (the text gives no more of the {options.add:,} asked for)"
     print(f"{options.out}: {made.added:,} tokens added{fewer}, {made.vocab_size:,} now, {made.parameters:,} parameters")
     print(f"tokens per character of this text: {made.before:.3f} before, {made.after:.3f} after")
-    print(f"next: {command('train', *options.data, '--from', options.out, '--out', f'{options.out}-trained')}")
+    trained = f"{options.out.rstrip('/')}-trained"
+    print(f"next: {command('train', *options.data, '--from', options.out, '--out', trained)}")
     return 0
 
 

@@ -99,6 +99,21 @@ def test_an_invalid_byte_far_inside_is_replaced_and_counted_not_taken_for_gbk() 
     assert got == MODERN * 2000 + "\ufffd" + MODERN + "\ufffd"
 
 
+def test_a_first_character_that_a_read_cuts_in_two_tells_nothing_yet() -> None:
+    beginning = (ENGLISH * CHUNK)[: CHUNK - 1].encode()
+    for codec, encoding in (("gbk", "GB18030"), ("utf-8", "UTF-8")):
+        got, found = text_of(beginning + MODERN.encode(codec)[:1], (MODERN * 3000).encode(codec)[1:])
+        assert (found.encoding, found.replaced) == (encoding, 0)
+        assert got == beginning.decode() + MODERN * 3000
+
+
+@pytest.mark.parametrize("first", ["utf-8", "gbk"])
+def test_a_file_in_two_encodings_is_refused(first: str) -> None:
+    other = {"utf-8": "gbk", "gbk": "utf-8"}[first]
+    with pytest.raises(UserError, match="as what stands before them is"):
+        text_of((MODERN * 2000).encode(first), (MODERN * 2000).encode(other))
+
+
 def test_an_invalid_byte_in_a_short_chinese_file_leaves_it_utf8() -> None:
     got, found = text_of(MODERN.encode() + b"\xb0" + MODERN.encode())
     assert (got, found.encoding, found.replaced) == (MODERN + "\ufffd" + MODERN, "UTF-8", 1)

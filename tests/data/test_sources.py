@@ -443,3 +443,16 @@ def test_real_sets_are_read() -> None:
     assert sum(len(d.text) for d in play) == 1_115_394
     with lzma.open(data / "sentiment/waimai-10k.csv.xz") as file:
         assert len(read(data / "sentiment/waimai-10k.csv.xz")[0]) == sum(1 for _ in file) - 1 == 11_987
+
+
+def test_a_linked_folder_is_passed_over_and_said(tmp_path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "b.txt").write_text("b", encoding="utf-8")
+    (tmp_path / "walk").mkdir()
+    (tmp_path / "walk" / "a.txt").write_text("a", encoding="utf-8")
+    (tmp_path / "walk" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "walk" / "loop").symlink_to(tmp_path / "walk")
+    documents, report = read(tmp_path / "walk")
+    assert [document.text for document in documents] == ["a"]
+    assert report.skipped == [str(tmp_path / "walk" / name) for name in ("link", "loop")]
+    assert sum("linked folder" in note for note in report.notes) == 2

@@ -374,3 +374,16 @@ def test_a_tuned_model_on_the_hub_is_scored_where_that_is_allowed(
     assert (refused.code, "--context is of a text's perplexity" in refused.err) == (2, True)
     refused = run("run", "classify", "out", "a", "--seed", 4)
     assert (refused.code, "--seed means nothing" in refused.err) == (2, True)
+
+
+def test_what_would_lose_a_model_or_resume_another_verbs_run_is_refused(run: Cli, base: Path, reviews: Path) -> None:
+    tune(run, reviews, base, "lora", "out")
+    before = (base / "model.safetensors").read_bytes()
+    done = run("merge", "out", "--from", base, "--out", base)
+    assert (done.code, "is the base itself" in done.err) == (2, True)
+    assert (base / "model.safetensors").read_bytes() == before
+    done = run("train", "--resume", "out")
+    assert (done.code, "gpt2kit finetune --resume out" in done.err) == (2, True)
+    Path("file").write_text("x", encoding="utf-8")
+    done = run("finetune", reviews, "--from", base, "--task", "classify", "--out", "file")
+    assert (done.code, "file is a file" in done.err) == (2, True)

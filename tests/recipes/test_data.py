@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_a_ready_tokenizer_has_its_size(text: str, tmp_path: Path) -> None:
 def test_standard_input_cannot_be_read_twice() -> None:
     with pytest.raises(UserError, match="read once only"):
         data.pick_tokenizer(["-"], None, None, None, (), lambda note: None)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_cannot_be_read_twice(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe can be read once only"):
+        data.pick_tokenizer([str(tmp_path / "pipe")], None, None, None, (), lambda note: None)
 
 
 def test_a_packed_folder_is_used_as_it_is(text: str, tmp_path: Path) -> None:

@@ -72,3 +72,8 @@ def test_a_text_longer_than_the_context_loses_its_beginning(small: Path, tmp_pat
     rows.write_text(json.dumps({"text": "wolf sheep " * 60 + "red"}) + "\n", encoding="utf-8")
     score_last_words(small / "base", [str(rows)], note=notes.append)
     assert any("1 text lost its beginning: the model has 48 positions" in note for note in notes)
+
+
+def test_a_long_document_is_asked_once(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("wolf sheep. " * 1200 + "red", encoding="utf-8")
+    assert score_last_words(small / "base", [str(tmp_path / "long.txt")], precision="fp32")["accuracy"].n == 1

@@ -83,6 +83,20 @@ def test_a_checkpoint_that_is_a_bare_model_folder_is_passed_over(toy: Any, run: 
     assert STATE in notes[0]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGE if kind != "a changed state"])
+def test_the_best_that_is_whole_becomes_the_model(run: Path, kind: str) -> None:
+    state = State(step=30, total=100, losses={"10": 3.0, "20": 1.0, "30": 2.0})
+    assert checkpoint.best_whole(run, state) == (20, [])
+    DAMAGE[kind](run / "checkpoints" / "step-000020")
+    step, notes = checkpoint.best_whole(run, state)
+    assert (step, len(notes)) == (30, 1)
+    assert "step-000020 is passed over" in notes[0]
+    for path in (run / "checkpoints").iterdir():
+        DAMAGE["a damaged manifest"](path)
+    with pytest.raises(UserError, match="no checkpoint that is whole"):
+        checkpoint.best_whole(run, state)
+
+
 def test_the_newest_is_taken_by_number_not_by_name(toy: Any, run: Path) -> None:
     write(toy, run, 1_000_000)
     (run / "checkpoints" / "step-99x").mkdir()

@@ -462,3 +462,19 @@ def test_masked_training_learns(toy: Any, tmp_path: Path) -> None:
     model = toy.model(vocab_size=tokenizer.vocab_size)
     run = toy.run(tmp_path, model, tokenizer, objective="masked", steps=5)
     assert np.isfinite([event.loss for event in events(toy.fit(run), loop.Stepped)]).all()
+
+
+@pytest.mark.parametrize(("minutes", "kept"), [(None, 500), (1.0, 750)])
+def test_the_clock_remembers_only_what_it_looks_at(
+    monkeypatch: pytest.MonkeyPatch, minutes: float | None, kept: int
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    state = State(total=10_000)
+    clock = loop._Clock(state, minutes)
+    for state.step in range(1, 5001):
+        now[0] += 0.02 if state.step > 2500 else 0.04
+        speed, left = clock.tick(state, 100)
+    assert speed == pytest.approx(100 / 0.02)
+    assert left == pytest.approx(5000 * 0.02)
+    assert len(clock.marks) <= kept + 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 import zlib
@@ -212,3 +213,30 @@ def test_tensorboard_absent_says_what_to_install(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError) as caught:
         Track(tmp_path, 0, tensorboard=True)
     assert "pip install 'gpt2kit[tensorboard]'" in str(caught.value)
+
+
+def test_a_disk_that_refuses_is_explained_and_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, text: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        flush = close = write
+
+    out = Track(tmp_path, 0)
+    out.file.close()
+    monkeypatch.setattr(out, "file", Full())
+    with pytest.raises(UserError, match="no space left"):
+        out.write(stepped(1))
+    monkeypatch.setattr(Full, "close", lambda self: Full.write(self, ""))
+    out.close()  # a full disk must not hide what went wrong before
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match="could not write"):
+        Track(tmp_path / "taken", 0)
+
+
+def test_the_rows_before_a_checkpoint_are_on_the_disk(tmp_path: Path) -> None:
+    out = Track(tmp_path, 0)
+    for event in (stepped(1), stepped(2), Saved(2, tmp_path / "step-000002")):
+        out.write(event)
+    assert rows(tmp_path) == [("step", 1), ("step", 2), ("checkpoint", 2)]  # without a close
+    out.close()
