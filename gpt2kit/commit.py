@@ -41,6 +41,7 @@ FORMAT = 1
 STAGING = ".partial-"
 REPLACED = ".replaced-"
 INCOMING = ".incoming"
+LOCK = ".lock"  # in a run's folder while a process fills it
 RESERVED = ("format", "kind", "files")  # keys of the manifest that a lineage cannot set
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave in folders
 MAX_JSON_BYTES = 256 * 2**20  # the largest tokenizer.json in use is about 30 MB
@@ -145,9 +146,6 @@ def inside(folder: Path, name: str) -> Path:
     if not any(real.is_relative_to(root) for root in allowed):
         raise UserError(f"{path} is a link to {real}, outside the folder", hint="put the file itself there")
     return path
-
-
-LOCK = ".lock"  # in a run's folder while a process fills it
 
 
 @contextlib.contextmanager
@@ -335,7 +333,8 @@ def _check_replaceable(target: Path, kind: str) -> None:
         raise UserError(f"{target} is a file, a folder is to be written there", hint="choose another --out")
     entries = sorted(p.name for p in target.iterdir() if p.name not in LITTER)
     covered = _covered(target) if entries else set()
-    foreign = [name for name in entries if name not in covered and name != INCOMING]
+    foreign = [name for name in entries if name not in covered and name not in (INCOMING, LOCK)
+               and not name.startswith(STAGING)]  # fmt: skip
     if foreign:
         raise UserError(
             f"{target} exists and holds {foreign[0]!r}, which gpt2kit did not write there: it would be lost",
@@ -447,17 +446,20 @@ def _recover(target: Path) -> None:
         _bring_in(target)
 
 
-def files_into(target: Path, source: Path) -> None:
+def files_into(target: Path, source: Path, over: dict[str, Any] | None = None) -> None:
     """Move a committed folder's files into `target`, which keeps its other files (checkpoints, metrics).
 
     One rename decides: before it `target` is as it was; after it `recover` finishes the move.
     Files that only the old manifest covers are deleted. `source` must lie on the same disk.
+    `over`: the manifest that `target` must still have; UserError where another process has written there since.
     """
     target = _destination(target)
     try:
         target.mkdir(parents=True, exist_ok=True)
         with _locked(target.parent):
             _recover(target)
+            if over is not None and manifest(target) != over:
+                raise UserError(f"{target} was written by another process meanwhile", hint="run the same command again")
             os.rename(source, target / INCOMING)
             fsync_path(target)
             _bring_in(target)

@@ -43,7 +43,7 @@ from gpt2kit.model.completion import (
     vocabulary,
 )
 from gpt2kit.model.config import GPT2Config
-from gpt2kit.model.files import read_head, resolve
+from gpt2kit.model.files import read_head, read_steadily, resolve
 from gpt2kit.model.sampling import Choice, SamplingSettings
 from gpt2kit.text.tokenizer import Tokenizer
 
@@ -194,7 +194,8 @@ class Engine:
         path, chosen = resolve(folder, allow_hub)
         if chosen is not None:
             notes.append(chosen)
-        config, tokenizer = read_head(path, notes)
+        (config, tokenizer), found = read_steadily(path, lambda found: read_head(path, found), weights=False)
+        notes += found
         packed = load_packed(path, precision, on_progress, notes, config)
         size = block_bytes(packed.config, packed.precision)
         blocks = plan_blocks(packed.config, size, max_batch, cache_memory, runtime.available_memory())
@@ -296,11 +297,12 @@ class Engine:
 
         Raises UserError where neither the model nor the adapter has such a head.
         """
-        head = self.head_of(adapter)
+        held, head = self._adapter(adapter), self.head_of(adapter)  # once: later ones of its name are others
         if head is None:
             raise UserError("the model has no classification head", hint="gpt2kit finetune DATA --task classify")
-        states = self.embed(prompts, "last", salt=salt, adapter=adapter)
-        return np.array([self.scores_of(state, adapter) for state in states]).reshape(len(states), len(head))
+        asked = [Request(prompt, salt=salt, pooling="last", adapter=adapter) for prompt in _prompts(prompts)]
+        handles = self._run([self._handle(request, None, False, adapter=held) for request in asked])
+        return np.array([_scores(head, one.vector()) for one in handles]).reshape(len(handles), len(head))
 
     def head_of(self, adapter: str | None = None) -> NDArray[np.float32] | None:
         """The classification head [labels, C]: the adapter's, else the model's, else None."""
@@ -310,8 +312,7 @@ class Engine:
         """A classifier's scores [labels] of one last hidden state [C], which `submit` with pooling="last" gives."""
         head = self.head_of(adapter)
         assert head is not None
-        scores: NDArray[np.float32] = (head.astype(np.float64) @ state).astype(np.float32)
-        return scores
+        return _scores(head, state)
 
     def _whole(self, requests: Sequence[Request]) -> list[list[Completion]]:
         return [handle.completions() for handle in self._finish(requests)]
@@ -320,11 +321,13 @@ class Engine:
         """beams.py has the way. The window and everything else are the request's."""
         settings = check_settings(request.settings, self.config, self.tokenizer)
         check_one_of("window", request.window, ("slide", "stop"))
-        prompt = check_prompt("the prompt", self._ids(request.prompt), self.config, self.eos_id, request.window)
+        prompt = check_prompt("the prompt", self._ids(request.prompt), self.config, self.eos_id, request.window,
+                              self.tokenizer)  # fmt: skip
         one = dataclasses.replace(request, settings=ONE_TOKEN, window="slide", speculate=False)
+        adapter = self._adapter(request.adapter)  # once: a later one of its name is another
 
         def look(rows: Sequence[list[int]]) -> list[Logits]:
-            handles = [self._handle(dataclasses.replace(one, prompt=row), None, False, Look) for row in rows]
+            handles = [self._handle(dataclasses.replace(one, prompt=row), None, False, Look, adapter) for row in rows]
             return [cast(Look, handle).logits for handle in self._run(handles)]
 
         N = self.config.n_positions
@@ -360,9 +363,10 @@ class Engine:
         return worker
 
     def _handle(
-        self, request: Request, notify: Callable[[], None] | None, events: bool, kind: type[Handle] = Handle
-    ) -> Handle:
-        """Check everything that can be wrong with a request."""
+        self, request: Request, notify: Callable[[], None] | None, events: bool, kind: type[Handle] = Handle,
+        adapter: Adapter | None = None,
+    ) -> Handle:  # fmt: skip
+        """Check everything that can be wrong with a request. `adapter`: the one that its name stood for."""
         settings, window = request.settings, request.window
         check_one_of("window", window, ("slide", "stop"))
         if not isinstance(request.salt, str):
@@ -375,11 +379,11 @@ class Engine:
             check_one_of("pooling", request.pooling, ("mean", "last"))
             settings, window = SamplingSettings(max_tokens=1, temperature=0.0), "stop"
         settings = check_settings(settings, self.config, self.tokenizer)
-        ids = check_prompt("the prompt", self._ids(request.prompt), self.config, self.eos_id, window)
+        ids = check_prompt("the prompt", self._ids(request.prompt), self.config, self.eos_id, window, self.tokenizer)
         handle = kind(
             ids, settings, self.eos_id, self.tokenizer, self.config.n_positions, window, request.salt,
-            request.speculate, request.echo, request.pooling, self._adapter(request.adapter), notify=notify,
-            events=events,
+            request.speculate, request.echo, request.pooling, adapter or self._adapter(request.adapter),
+            notify=notify, events=events,
         )  # fmt: skip
         self._worker.scheduler.check_fits(handle)
         return handle
@@ -487,6 +491,11 @@ class Stats:
         return self.blocks_used / self.blocks
 
 
+def _scores(head: NDArray[np.float32], state: NDArray[np.float32]) -> NDArray[np.float32]:
+    scores: NDArray[np.float32] = (head.astype(np.float64) @ state).astype(np.float32)
+    return scores
+
+
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several as a list: text is one prompt, and so is a flat list of ids."""
     if isinstance(prompts, str):
@@ -520,6 +529,8 @@ def _settings(
     for name in changes:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
+    if not isinstance(settings, SamplingSettings | list | tuple | None):
+        raise UserError(f"settings must be SamplingSettings, or one for each prompt, got {type(settings).__name__}")
     given = [settings or SamplingSettings()] * count if isinstance(settings, SamplingSettings | None) else settings
     if len(given) != count:
         raise UserError(f"got {len(given)} settings for {count} prompts", hint="give one for all or one for each")

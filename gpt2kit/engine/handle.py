@@ -98,6 +98,7 @@ class Handle(Job):
         with contextlib.suppress(queue.Empty):
             while (one := self._queue.get_nowait()) is not None:
                 found.append(one)
+            self._queue.put(None)  # who iterates ends, too
         return found
 
     def __iter__(self) -> Iterator[Event]:

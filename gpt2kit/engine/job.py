@@ -72,6 +72,7 @@ class Job:
         self.leader: Stream | None = None
         self.streams: list[Stream] = []
         self.found = 0  # prompt tokens found in the cache
+        self.counted = False  # in the totals
         self.open = 0  # completions that are not finished
         self.error: BaseException | None = None
         self.ended = False

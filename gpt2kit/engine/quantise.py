@@ -120,6 +120,9 @@ def quantise(
     try:
         stored.write(path, packed, source, dataclasses.asdict(cost))
     except UserError as error:
+        found = stored.read(path, model.config, [])
+        if found is not None:  # another process was faster
+            return found
         notes.append(f"the int8 weights stay in memory and are made again at the next load: {error.message}")
         return packed
     return stored.read(path, model.config, notes) or packed

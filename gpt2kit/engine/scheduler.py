@@ -214,8 +214,10 @@ class Scheduler:
             self.forward.use_adapter(slot, job.adapter)
         stream.lease, stream.slot, stream.room = lease, slot, len(lease.blocks) * BLOCK
         if not stream.row.output:
-            self.counters.prompt_tokens += len(job.prompt)
-            self.counters.prefix_tokens += lease.shared * BLOCK
+            if not job.counted:  # once, however many completions and views it has
+                self.counters.prompt_tokens += len(job.prompt)
+                self.counters.prefix_tokens += lease.shared * BLOCK
+            job.counted = True
             job.found = max(job.found, lease.shared * BLOCK)
         if forked:
             stream.computed = stream.end - stream.start

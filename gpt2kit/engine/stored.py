@@ -20,9 +20,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import secrets
 import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from gpt2kit.model.headers import open_weights, weight_files
 NAME = "int8.weights"
 FORMAT, VERSION = "gpt2kit int8", "2"
 ALIGNMENT = 64  # of the first tensor, a cache line; the second follows a multiple of 1,024 bytes later
-STAGING = ".int8"
+STAGING = f"{commit.STAGING}int8-"  # and a random part: two processes may write at a time
 
 
 def config_text(config: GPT2Config) -> str:
@@ -86,7 +88,7 @@ def read(folder: Path, config: GPT2Config, notes: list[str]) -> PackedWeights | 
         return None
     try:
         packed, why = _read(path, folder, config)
-    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         packed, why = None, f"cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     if packed is None:
         notes.append(f"{path} {why}: it is made anew")
@@ -113,8 +115,10 @@ def _read(path: Path, folder: Path, config: GPT2Config) -> tuple[PackedWeights |
         start = 8 + length + entry["data_offsets"][0]
         kind = np.dtype(np.uint8 if dtype == "U8" else "<f4")
         parts[name] = np.memmap(path, kind, "r", start, (count,)).view(np.ndarray)
-    cost = json.loads(metadata["cost"])["percent"]
-    packed = PackedWeights(config, "int8", at, parts["weights"], parts["floats"], float(cost))
+    cost = float(json.loads(metadata["cost"])["percent"])
+    if not math.isfinite(cost):
+        return None, "has no cost"
+    packed = PackedWeights(config, "int8", at, parts["weights"], parts["floats"], cost)
     if metadata["sha256"] != _data_hash(packed):
         return None, "is damaged"
     return packed, ""
@@ -125,7 +129,9 @@ def write(folder: Path, packed: PackedWeights, source: str, cost: Mapping[str, A
 
     Raises UserError where the folder cannot be written, or has changed since `source` was taken.
     """
+    made = folder / f"{STAGING}{secrets.token_hex(4)}"
     try:
+        _sweep(folder)
         known = commit.manifest(folder)
         metadata = {
             "format": FORMAT,
@@ -142,18 +148,26 @@ def write(folder: Path, packed: PackedWeights, source: str, cost: Mapping[str, A
             _replace(folder / NAME, packed, metadata)
             return
         lineage = {key: value for key, value in known.items() if key not in commit.RESERVED}
-        with commit.folder(folder / STAGING, known["kind"], lineage | {"int8": dict(cost)}) as staging:
+        with commit.folder(made, known["kind"], lineage | {"int8": dict(cost)}) as staging:
             _write_file(staging / NAME, packed, metadata)
-        own = commit.manifest(folder / STAGING)
-        assert own is not None
+        own = commit.manifest(made)
+        assert own is not None, "nobody else knows its name"
         own["files"] = dict(sorted((known["files"] | own["files"]).items()))  # goes on covering what is there
-        commit.replace_json(folder / STAGING / commit.MANIFEST, own)
-        commit.files_into(folder, folder / STAGING)
+        commit.replace_json(made / commit.MANIFEST, own)
+        commit.files_into(folder, made, over=known)
     except OSError as error:
         raise UserError(f"{folder / NAME} could not be written: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(UserError, OSError):
-            commit.discard(folder / STAGING)
+            commit.discard(made)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers left that were killed long ago."""
+    for name in (f"{STAGING}*", f"{commit.STAGING}{STAGING}*"):
+        for path in folder.glob(name):
+            if time.time() - path.stat().st_mtime > commit.STALE_SECONDS:
+                commit.discard(path)
 
 
 def _replace(path: Path, packed: PackedWeights, metadata: dict[str, str]) -> None:

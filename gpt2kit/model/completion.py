@@ -11,7 +11,7 @@ it. Results say `window_slid`. With window="stop" prompt and completion together
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -209,11 +209,11 @@ def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def end_id(config: GPT2Config, eos_id: int | None, tokenizer: Tokenizer | None) -> int | None:
-    """The id that ends a text: the one given, the tokenizer's, the config's, or None."""
-    if eos_id is None and tokenizer is not None:
-        eos_id = tokenizer.eot_id
+    """The id that ends a text: the one given, the config's, the tokenizer's, or None."""
     if eos_id is None:
         eos_id = config.eos_token_id
+    if eos_id is None and tokenizer is not None:
+        eos_id = tokenizer.eot_id
     V = vocabulary(config, tokenizer)
     if eos_id is not None and not 0 <= eos_id < V:
         raise UserError(f"EOS {eos_id} is outside the vocabulary of {V} tokens")
@@ -230,8 +230,8 @@ def check_settings(settings: SamplingSettings, config: GPT2Config, tokenizer: To
     return settings
 
 
-def check_ids(what: str, ids: Sequence[int], config: GPT2Config) -> list[int]:
-    V = config.vocab_size
+def check_ids(what: str, ids: Sequence[int], config: GPT2Config, tokenizer: Tokenizer | None = None) -> list[int]:
+    V = vocabulary(config, tokenizer)
     out = []
     for i, token in enumerate(ids):
         if not isinstance(token, (int, np.integer)) or isinstance(token, bool):
@@ -242,10 +242,13 @@ def check_ids(what: str, ids: Sequence[int], config: GPT2Config) -> list[int]:
     return out
 
 
-def check_prompt(what: str, prompt: Sequence[int], config: GPT2Config, eos_id: int | None, window: Window) -> list[int]:
-    if isinstance(prompt, str) or not hasattr(prompt, "__iter__"):
+def check_prompt(
+    what: str, prompt: Sequence[int], config: GPT2Config, eos_id: int | None, window: Window,
+    tokenizer: Tokenizer | None = None,
+) -> list[int]:  # fmt: skip
+    if isinstance(prompt, (str, bytes, Mapping)) or not hasattr(prompt, "__iter__"):
         raise UserError(f"{what} must be a list of token ids, got {prompt!r}", hint="encode the text first")
-    ids = check_ids(what, prompt, config)
+    ids = check_ids(what, prompt, config, tokenizer)
     if not ids:
         if eos_id is None:
             raise UserError(f"{what} is empty and there is no EOS to start from", hint="give at least one token")

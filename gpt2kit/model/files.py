@@ -36,16 +36,19 @@ STEP = re.compile(r"step-(\d+)")
 ATTEMPTS = 5  # reads of a folder that another process replaces meanwhile
 
 
-def read_steadily(path: Path, read: Callable[[list[str]], Value], verify: bool = True) -> tuple[Value, list[str]]:
+def read_steadily(
+    path: Path, read: Callable[[list[str]], Value], verify: bool = True, weights: bool = True
+) -> tuple[Value, list[str]]:
     """`read(notes)` on one whole version of the folder, and the notes; again where another process replaces it.
 
-    `verify` first checks each file that loading reads against gpt2kit.json.
+    `verify` first checks each file that loading reads against gpt2kit.json, `weights` among them or not.
     """
     for attempt in range(ATTEMPTS):
         before, notes = _version(path), list[str]()
         try:
             if verify:
-                commit.verify(path, read_names(path))
+                names = read_names(path)
+                commit.verify(path, names if weights else [name for name in names if name in READ])
             value = read(notes)
         except (UserError, OSError):
             if attempt + 1 < ATTEMPTS and _version(path) != before:

@@ -35,6 +35,7 @@ from gpt2kit.model.completion import (
     end_id,
     room,
     view_start,
+    vocabulary,
 )
 from gpt2kit.model.decoder import Decoder, Padding, evaluating
 from gpt2kit.model.gpt2 import GPT2
@@ -70,7 +71,7 @@ def generate(
     check_one_of("window", window, ("slide", "stop"))
     pairs = _pair(prompts, settings)
     each = [check_settings(one, model.config, tokenizer) for _, one in pairs]
-    ids = [check_prompt(f"prompt {i}", pairs[i][0], model.config, eos_id, window) for i in range(len(pairs))]
+    ids = [check_prompt(f"prompt {i}", pairs[i][0], model.config, eos_id, window, tokenizer) for i in range(len(pairs))]
     if batched and any(one.num_beams > 1 for one in each):
         raise UserError("beam search is one batch of beams already", hint="leave out batched")
 
@@ -150,7 +151,7 @@ def stream(
     """
     eos_id = end_id(model.config, eos_id, tokenizer)
     check_one_of("window", window, ("slide", "stop"))
-    ids = check_prompt("the prompt", prompt, model.config, eos_id, window)
+    ids = check_prompt("the prompt", prompt, model.config, eos_id, window, tokenizer)
     settings = check_settings(settings or SamplingSettings(), model.config, tokenizer)
     if settings.n > 1 or settings.num_beams > 1:
         raise UserError("a stream is of one completion: n and num_beams must be 1", hint="use generate instead")
@@ -158,21 +159,21 @@ def stream(
     return row.run(Decoder(model, tokenizer, row.limit, cache), None)
 
 
-def score(model: GPT2, ids: Sequence[int]) -> NDArray[np.float64]:
+def score(model: GPT2, ids: Sequence[int], tokenizer: Tokenizer | None = None) -> NDArray[np.float64]:
     """Natural log-probabilities [T - 1] of ids[1:], each given the tokens before it.
 
-    Past n_positions the view slides as in generation, so these are the figures that generating `ids` would
-    report.
+    Past n_positions the view slides as in generation, so these are the figures that generating `ids` with the same
+    tokenizer would report: rows of the vocabulary that it has no token for do not count.
     """
-    tokens = np.asarray(check_ids("the text", ids, model.config))
-    out = [log_softmax(logits)[tokens[t + 1]] for t, logits in _rows(model, tokens)]
+    tokens, V = np.asarray(check_ids("the text", ids, model.config, tokenizer)), vocabulary(model.config, tokenizer)
+    out = [log_softmax(logits[:V])[tokens[t + 1]] for t, logits in _rows(model, tokens)]
     return np.array(out, np.float64)
 
 
-def echo(model: GPT2, ids: Sequence[int], logprobs: int = 0) -> list[Choice | None]:
-    """For each token of a prompt its log-probability and the likeliest alternatives; None for the first."""
-    tokens = np.asarray(check_ids("the prompt", ids, model.config))
-    found = [describe(logits, int(tokens[t + 1]), logprobs) for t, logits in _rows(model, tokens)]
+def echo(model: GPT2, ids: Sequence[int], logprobs: int = 0, tokenizer: Tokenizer | None = None) -> list[Choice | None]:
+    """For each token of a prompt its log-probability and the likeliest alternatives; None for the first. As `score`."""
+    tokens, V = np.asarray(check_ids("the prompt", ids, model.config, tokenizer)), vocabulary(model.config, tokenizer)
+    found = [describe(logits[:V], int(tokens[t + 1]), logprobs) for t, logits in _rows(model, tokens)]
     return [None, *found][: len(tokens)]
 
 

@@ -117,6 +117,7 @@ def begin(record: dict[str, Any], path: Path | None) -> tuple[GPT2, peft.Adapted
     check_parent(parent)
     torch.manual_seed(seed)
     network, tokenizer = model_folder.load(parent["folder"])
+    network.config = dataclasses.replace(network.config, eos_token_id=config.eos_token_id)
     if network.config.labels != config.labels:
         network = with_head(network, config, torch.Generator().manual_seed(seed))
     if record.get("method") is None:

@@ -51,10 +51,10 @@ def _start(options: FinetuneOptions, out: Path, stop: Callable[[], bool]) -> Ite
     path, chosen = resolve(parent["folder"])
     notes += [chosen] if chosen else []
     base, tokenizer = read_head(path, notes)
-    tokenizer, _ = end_of_text(tokenizer)
+    tokenizer, eos = end_of_text(tokenizer)
     given = {k: v for k, v in (("template", options.template), ("mode", options.mode)) if v is not None}
     task = task_from_data(options.task, found, given)
-    model = task.model_config(base)
+    model = dataclasses.replace(task.model_config(base), eos_token_id=eos)  # what completions are taught to end in
     method = adapters.method_of(options, model)
     room = model.n_positions - (0 if method is None else method.virtual_tokens)
     context, why = context_for(options, parts["train"], task, tokenizer, room)

@@ -138,7 +138,7 @@ class Reference:
         """For each token of each prompt its log-probability; None for the first."""
         from gpt2kit.model.generate import echo
 
-        return [echo(self.model, self._ids(prompt), logprobs) for prompt in prompts]
+        return [echo(self.model, self._ids(prompt), logprobs, self.tokenizer) for prompt in prompts]
 
     def classify(self, prompts: Sequence[str | Sequence[int]]) -> NDArray[np.float32]:
         """[P, labels]: a classifier's scores before softmax (or sigmoid). UserError where the model has no head."""

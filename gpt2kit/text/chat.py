@@ -164,6 +164,8 @@ def _check(messages: Sequence[Message]) -> None:
         if message.get("role") not in ROLES or "content" not in message:
             raise UserError(f"a message must have content, and one of these roles: {', '.join(ROLES)}")
         for text in message.values():
+            if not isinstance(text, str):
+                raise UserError(f"a message's role and content are text, got {type(text).__name__}")
             utf8(text)
 
 

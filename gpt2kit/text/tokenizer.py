@@ -122,6 +122,12 @@ class Tokenizer:
         from tokenizers import AddedToken
 
         backend = type(self._backend).from_str(self._backend.to_str())
+        missing = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
+        if missing and backend.get_vocab_size() != self.vocab_size:  # the library would fill the holes between ids
+            document = json.loads(backend.to_str())
+            document["model"]["vocab"] |= {token["content"]: token["id"] for token in document["added_tokens"]}
+            document["model"]["vocab"] |= {name: self.vocab_size + i for i, name in enumerate(missing)}
+            backend = type(backend).from_str(json.dumps(document, ensure_ascii=False))
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
         return Tokenizer(backend, self._config)
 
