@@ -299,6 +299,34 @@ def test_who_runs_keeps_the_adapter_that_is_removed_meanwhile(make: Make) -> Non
     assert removed() is None  # nor does a handle that is kept hold its memory
 
 
+def test_beams_and_classes_keep_the_adapter_that_is_replaced_meanwhile(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make()
+    asked: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "num_beams": 3, "ignore_eos": True}
+    old, new = (engine.generate([7, 8], adapter=name, **asked)[0].token_ids for name in ("a", "b"))
+    heads = np.random.default_rng(0).normal(size=(2, 3, CONFIG.n_embd)).astype(np.float32)
+    engine._heads |= {"a": heads[0], "b": heads[1]}
+    classes = engine.classify([[7, 8]], adapter="a")
+    real, runs = engine._run, []
+
+    def replacing(handles: Any) -> Any:
+        runs.append(1)
+        if len(runs) == 2:
+            engine.remove_adapter("a")
+            add(engine, "a", like="b")
+        return real(handles)
+
+    monkeypatch.setattr(engine, "_run", replacing)
+    assert engine.generate([7, 8], adapter="a", **asked)[0].token_ids == old
+    assert engine.generate([7, 8], adapter="a", **asked)[0].token_ids == new
+    engine.remove_adapter("a")
+    add(engine, "a")
+    engine._heads["a"] = heads[0]
+    runs[:] = [1]
+    assert engine.classify([[7, 8]], adapter="a").tolist() == classes.tolist()
+
+
 def test_adapters_come_and_go_under_load(make: Make) -> None:
     engine = make(max_batch=4)
     settings = SamplingSettings(max_tokens=20, temperature=0.0, ignore_eos=True)

@@ -8,6 +8,7 @@ import gc
 import os
 import queue
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,16 @@ def test_tokens_that_the_tokenizer_does_not_know_are_never_chosen(make: Make, ch
     assert max(token for ids in tokens(results) for token in ids) < characters.vocab_size
 
 
+def test_ids_that_the_tokenizer_does_not_know_are_refused(characters: Tokenizer) -> None:
+    wide = config(characters.vocab_size + 40)
+    with Engine(FakeForward(wide, 40), characters, 4, eos_id=EOS) as engine:
+        for prompt in ([characters.vocab_size], [1, characters.vocab_size + 39]):
+            with pytest.raises(UserError, match=f"outside the vocabulary of {characters.vocab_size} tokens"):
+                engine.generate([prompt], repetition_penalty=1.3)
+            with pytest.raises(UserError, match="outside the vocabulary"):
+                engine.score([prompt])
+
+
 def test_scores_and_vectors(make: Make) -> None:
     engine = make()
     prompts = [[1, 2, 3, 4], [5], list(range(1, 20)) * 5]
@@ -316,6 +327,14 @@ def test_notify_tells_of_events_without_waiting(make: Make) -> None:
     gate(engine).open.set()
     assert over.wait(30)
     assert told == handles[0].result()[0].token_ids
+
+
+def test_who_iterates_ends_although_another_looked_at_what_was_ready(make: Make) -> None:
+    handle = make().submit(Request([1], SamplingSettings(max_tokens=3, ignore_eos=True)))
+    handle.wait(30)
+    assert len(handle.ready()) == 3
+    assert list(handle.events()) == []
+    assert handle.ready() == []
 
 
 @pytest.fixture
@@ -428,6 +447,14 @@ def test_the_cache_can_be_cleared(make: Make) -> None:
     assert handle.cached_tokens == 0
 
 
+def test_a_prompt_counts_once_however_many_completions_and_views_it_has(make: Make) -> None:
+    engine = make()
+    prompt = list(range(1, 20)) * 2
+    engine.generate([prompt], max_tokens=4, ignore_eos=True, n=3)
+    engine.score([prompt * 4])
+    assert engine.stats().totals.prompt_tokens == 38 + 4 * 38
+
+
 def test_figures_for_metrics(make: Make) -> None:
     engine = make()
     prompt = list(range(1, 20)) * 2
@@ -453,6 +480,9 @@ BAD: dict[str, tuple[Callable[[Engine], Any], str]] = {
     "a number as prompts": (lambda e: e.generate(5), "prompts must be"),
     "nothing as prompt": (lambda e: e.generate([None]), "list of token ids"),
     "bytes": (lambda e: e.generate(b"abc"), "prompts must be"),
+    "bytes as one prompt": (lambda e: e.generate([b"abc"]), "list of token ids"),
+    "a mapping as one prompt": (lambda e: e.generate([{1: 2}]), "list of token ids"),
+    "settings that are none": (lambda e: e.generate([[1]], settings={"max_tokens": 5}), "settings must be"),
     "text without a tokenizer": (lambda e: e.generate("abc"), "no tokenizer"),
     "too long to stop": (lambda e: e.generate([[1] * (N + 1)], window="stop"), f"the model sees {N}"),
     "too long to embed": (lambda e: e.embed([[1] * (N + 1)]), f"the model sees {N}"),
@@ -582,6 +612,19 @@ def test_a_folder_answers_as_its_model_file_does(model_folder: Path) -> None:
         assert mine is not None
         assert theirs is not None
         assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+@pytest.mark.parametrize("precision", ["int8", "auto", "fp32"])
+def test_a_changed_tokenizer_or_config_is_refused(
+    model_folder: Path, tmp_path: Path, name: str, precision: Any
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(model_folder, path)
+    Engine.load(path, "int8", threads=1, max_batch=1).close()  # so that the int8 weights are there
+    (path / name).write_text((path / name).read_text(encoding="utf-8") + " ", encoding="utf-8")
+    with pytest.raises(UserError, match=name):
+        Engine.load(path, precision, threads=1, max_batch=1)
 
 
 def test_loading_and_generating_do_not_import_torch(model_folder: Path) -> None:

@@ -303,9 +303,12 @@ def change_metadata(name: str, value: str) -> Callable[[Path], None]:
         (change_metadata("config", "{}"), "was made from other weights"),
         (change_metadata("source", "0" * 64), "was made from other weights"),
         (change_metadata("cost", "[]"), "cannot be read"),
+        (change_metadata("cost", '{"percent": NaN}'), "has no cost"),
+        (change_metadata("cost", '{"percent": 1' + "0" * 400 + "}"), "cannot be read"),
+        (change_metadata("cost", "[" * 100_000), "cannot be read"),
         (lambda path: put(path, b"no"), "cannot be read"),
     ],
-    ids=["bit", "truncated", "version", "config", "source", "cost", "short"],
+    ids=["bit", "truncated", "version", "config", "source", "cost", "nan", "huge", "deep", "short"],
 )
 def test_a_stored_file_that_does_not_fit_is_made_anew(copied: Path, damage: Callable[[Path], None], why: str) -> None:
     good = load_packed(copied, "int8")
@@ -341,9 +344,10 @@ def test_a_folder_of_another_tool_keeps_its_int8_weights(copied: Path) -> None:
     assert sorted(p.name for p in copied.iterdir() if p.name.startswith(".")) == []
 
 
-def test_a_folder_that_cannot_be_written_is_served_from_memory(copied: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_served_from_memory(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (copied / stored.NAME).unlink()
-    (copied / stored.STAGING).write_text("in the way")
+    monkeypatch.setattr(stored.secrets, "token_hex", lambda count: "x")
+    (copied / f"{stored.STAGING}x").write_text("in the way")
     notes: list[str] = []
     packed = load_packed(copied, "int8", notes=notes)
     assert packed.cost_percent is not None
@@ -401,6 +405,59 @@ def test_weights_that_change_while_they_are_rounded_are_not_stored(copied: Path,
     load_packed(copied, "int8", meanwhile, notes)
     assert "has got other weights meanwhile" in notes[0]
     assert not (copied / stored.NAME).exists()
+
+
+def test_a_writer_that_comes_second_leaves_the_firsts_folder_whole(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have made their file; the first brings it in while the second is about to."""
+    packed = load_packed(copied, "int8")
+    source, cost = stored.source_hash(copied), {"percent": 0.0}
+    real, seen = commit.files_into, []
+
+    def second(target: Path, made: Path, over: dict[str, Any] | None = None) -> None:
+        if not seen:
+            seen.append(made)
+            stored.write(copied, packed, source, {"percent": 1.0})
+        real(target, made, over)
+
+    monkeypatch.setattr(commit, "files_into", second)
+    with pytest.raises(UserError, match="written by another process meanwhile"):
+        stored.write(copied, packed, source, cost)
+    kept = commit.verify(copied)
+    assert kept is not None
+    assert kept["int8"] == {"percent": 1.0}
+    assert (copied / "model.safetensors").exists()
+    assert not [path.name for path in copied.iterdir() if path.name.startswith(".")]
+
+
+def test_a_model_saved_while_its_int8_weights_are_written_stays_the_new_one(
+    copied: Path, trained: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, source = load_packed(copied, "int8"), stored.source_hash(copied)
+    real = stored._write_file
+
+    def meanwhile(path: Path, *arguments: Any) -> None:
+        real(path, *arguments)
+        folder.save(copied, trained, keep_others=True)
+
+    monkeypatch.setattr(stored, "_write_file", meanwhile)
+    with pytest.raises(UserError, match="written by another process meanwhile"):
+        stored.write(copied, packed, source, {"percent": 0.0})
+    commit.verify(copied)
+    assert np.array_equal(folder.load(copied)[0].wpe.weight.detach().numpy(), trained.wpe.weight.detach().numpy())
+
+
+def test_what_a_killed_writer_left_is_in_nobodys_way(copied: Path, trained: GPT2) -> None:
+    left = copied / f"{commit.STAGING}{stored.STAGING}1234-abcd"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    folder.save(copied, trained)
+    left.mkdir()
+    (left / stored.NAME).write_bytes(b"x")
+    os.utime(left, (0, 0))
+    load_packed(copied, "int8")
+    assert not left.exists()
 
 
 # ---------------------------------------------------------------- texts and samples

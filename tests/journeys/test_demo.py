@@ -67,7 +67,7 @@ def test_a_wrong_flag_leaves_an_earlier_demo_alone(run: Run, monkeypatch: pytest
     before = sorted(Path().rglob("*"))
     result = run("demo", "--out", "a", "--seconds", 0)
     assert result.code == 2
-    assert "minutes must be between" in result.err
+    assert "--seconds must be at least 3" in result.err
     assert sorted(Path().rglob("*")) == before
 
 

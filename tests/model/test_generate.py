@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2kit.errors import UserError
-from gpt2kit.model.completion import Completion, TextStream, view_start
+from gpt2kit.model.completion import Completion, TextStream, end_id, view_start
 from gpt2kit.model.decoder import Decoder
 from gpt2kit.model.generate import echo, generate, model_beams, score, stream
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
@@ -361,6 +361,26 @@ def test_eos_is_in_the_tokens_but_not_in_the_text(byte_model, byte_tokenizer) ->
             assert got.token_ids == plain.token_ids[: plain.token_ids.index(eos) + 1]
         if got.finish_reason == "stop":
             assert got.text == byte_tokenizer.decode(got.token_ids[:-1])
+
+
+def test_scores_of_a_padded_vocabulary_are_what_generation_reports(byte_tokenizer) -> None:
+    padded = make_model(dataclasses.replace(CONFIG, vocab_size=byte_tokenizer.vocab_size + 500))
+    s = SamplingSettings(max_tokens=6, temperature=0, ignore_eos=True, logprobs=1)
+    (one,) = generate(padded, [[3, 4]], s, tokenizer=byte_tokenizer)[0]
+    ids = [3, 4, *one.token_ids]
+    said = [choice.logprob for choice in one.logprobs]
+    np.testing.assert_allclose(score(padded, ids, byte_tokenizer)[1:], said, atol=1e-5)
+    assert [choice.logprob for choice in echo(padded, ids, 1, byte_tokenizer)[2:]] == pytest.approx(said, abs=1e-5)
+    with pytest.raises(UserError, match="outside the vocabulary"):
+        generate(padded, [[byte_tokenizer.vocab_size]], s, tokenizer=byte_tokenizer)
+
+
+def test_a_models_own_end_comes_before_the_vocabularys(byte_tokenizer) -> None:
+    """As transformers has it: a ChatML model ends at <|im_end|>, though <|endoftext|> is in its vocabulary."""
+    config = dataclasses.replace(CONFIG, vocab_size=byte_tokenizer.vocab_size, eos_token_id=7)
+    assert end_id(config, None, byte_tokenizer) == 7
+    assert end_id(config, 5, byte_tokenizer) == 5
+    assert end_id(dataclasses.replace(config, eos_token_id=None), None, byte_tokenizer) == byte_tokenizer.eot_id
 
 
 def test_a_vocabulary_padded_beyond_the_tokenizers_is_never_drawn_from(byte_tokenizer) -> None:

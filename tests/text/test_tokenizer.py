@@ -301,3 +301,17 @@ def test_plain_added_tokens_are_kept_whole(trained: Tokenizer, tmp_path: Path) -
     assert extended.encode("a龍宮b")[1] == extended.vocab_size - 1 == trained.vocab_size
     assert extended.decode(extended.encode("a龍宮b")) == "a龍宮b"
     assert extended.hash != trained.hash
+
+
+def test_special_tokens_come_behind_a_vocabulary_with_holes() -> None:
+    from gpt2kit.text.training import train_tokenizer
+
+    document = json.loads(train_tokenizer(["the quick brown fox " * 5], "bpe", 300)._backend.to_str())
+    vocabulary = document["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] += 5
+    holes = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(document)), {})
+    longer = holes.with_special(["<b>", "<c>", "<|endoftext|>"])
+    assert [longer.special_tokens[name] for name in ("<b>", "<c>")] == [holes.vocab_size, holes.vocab_size + 1]
+    assert longer.eot_id == holes.eot_id
+    assert longer.encode("the quick <b>") == holes.encode("the quick <b>")
+    assert longer.encode("<c>", "all") == [holes.vocab_size + 1]
