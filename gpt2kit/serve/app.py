@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 import gpt2kit
-from gpt2kit.errors import UserError
 from gpt2kit.serve import documents
 from gpt2kit.serve.admission import Admission
 from gpt2kit.serve.errors import ApiError
@@ -67,8 +65,9 @@ class Application:
     def __init__(self, models: Models, settings: ServeSettings, keys: Keys | None = None) -> None:
         self.engines = Engines(models, settings.laid)
         self.admission = Admission(settings)
-        self.api: FastAPI = _Api(_Routes(settings, self.engines, self.admission, dict(models.folders)))
-        self._guard = Guard(self.api, settings, keys)
+        routes = _Routes(settings, self.engines, self.admission, dict(models.folders))
+        self.api: FastAPI = _Api(routes)
+        self._guard = Guard(self.api, settings, keys, routes.metrics.count)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._guard(scope, receive, send)
@@ -81,7 +80,7 @@ class _Api(FastAPI):
         super().__init__(
             title="gpt2kit serve", version=routes.release, docs_url=None, redoc_url=None, lifespan=self._lifespan
         )
-        self._engines, self._admission, self._errors = routes.engines, routes.admission, routes.metrics.errors
+        self._engines, self._admission = routes.engines, routes.admission
         routes.add_to(self)
 
     @asynccontextmanager
@@ -101,20 +100,11 @@ class _Api(FastAPI):
             text = {404: "there is no such route", 405: "this route has no such method"}.get(error.status_code)
             body = ApiError(error.status_code, text or "the request is wrong").body()
             await _json(body, error.status_code, error.headers)(scope, receive, send)
-        except Exception as error:  # answered by the guard
-            if not isinstance(error, ClientDisconnect):
-                self._errors.labels(str(_status(error))).inc()
-            raise
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             self.openapi_schema = documents.document(self, self._engines.names)
         return self.openapi_schema
-
-
-def _status(error: Exception) -> int:
-    """With which the guard answers it."""
-    return error.status if isinstance(error, ApiError) else 400 if isinstance(error, UserError) else 500
 
 
 class Later(Response):

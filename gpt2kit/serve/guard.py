@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
@@ -68,10 +68,16 @@ Fields = dict[bytes, list[bytes]]  # of a head: names in lower case
 
 
 class Guard:
-    """The app behind its checks. `keys` None: everybody may come in, as keys.ANONYMOUS."""
+    """The app behind its checks. `keys` None: everybody may come in, as keys.ANONYMOUS. `count`: errors, by status."""
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, keys: keys.Keys | None) -> None:
-        self.app, self.settings, self.keys = app, settings, keys
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServeSettings,
+        keys: keys.Keys | None,
+        count: Callable[[int], None] = lambda status: None,
+    ) -> None:
+        self.app, self.settings, self.keys, self.count = app, settings, keys, count
         self._hosts = {name.lower().rstrip(".") for name in (settings.host, *settings.allowed_hosts)}
         self._any_address = settings.host in ("0.0.0.0", "::")
 
@@ -232,6 +238,8 @@ class _Exchange:
         method = self._scope["method"]
         usage = self._scope["state"].get("usage")
         tokens = usage if isinstance(usage, Mapping) else {}
+        if self._status and self._status >= 400:
+            self._guard.count(self._status)
         log.write(
             logging.INFO,
             id=self._id,

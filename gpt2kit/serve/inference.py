@@ -79,12 +79,11 @@ class Inference:
         self._metrics, self._remembered = metrics, remembered
 
     @asynccontextmanager
-    async def _enter(self, model: str, streams: int, scope: Scope, receive: Receive) -> AsyncIterator[Visit]:
-        """Wait for a place and for the model; a client that goes away ends what is inside, quietly."""
+    async def _enter(self, model: str, streams: int, scope: Scope) -> AsyncIterator[Visit]:
+        """Wait for a place and for the model. Callers enter Presence first: a client may go away while it waits."""
         key: Key = scope["state"].get("key", ANONYMOUS)
         base = self._engines.base_of(model)  # whose places its adapters take
         async with (
-            Presence(receive),
             self._admission.enter(key, base, streams, 1) as ticket,
             self._engines.use(model) as served,
         ):
@@ -96,14 +95,12 @@ class Inference:
     async def generate(self, asked: Generate, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions and /v1/chat/completions."""
         arrived = time.perf_counter()
-        async with self._enter(asked.model, _streams(asked), scope, receive) as visit:
-            job = Job(asked, visit.served, self._remembered)
-
-            def submit() -> None:
-                visit.running.submit(visit.served.engine, job.requests(visit.key.salt), asked.stream)
-
-            await self._engines.do(_cost(asked), submit)
-            visit.ticket.charge(job.most_tokens - 1)
+        async with Presence(receive), self._enter(asked.model, _streams(asked), scope) as visit:
+            job = Job(asked, visit.served, self._remembered, self._settings.max_tokens_total)
+            requests = await self._engines.do(_cost(asked), job.requests, visit.key.salt)
+            visit.ticket.charge(job.most_tokens - 1)  # before the engine has anything to do
+            cost, engine = len(requests) * PROMPT_COST, visit.served.engine
+            await self._engines.do(cost, visit.running.submit, engine, requests, asked.stream)
             try:
                 await (self._stream if asked.stream else self._answer)(job, visit.running, send)
             finally:
@@ -129,20 +126,21 @@ class Inference:
             if not stream.has_begun:
                 raise
             told = _told(error)
-            self._metrics.errors.labels(str(told.status)).inc()
+            self._metrics.count(told.status)
             await stream.fail(told)
 
     async def _pump(self, job: Job, running: Running, stream: EventStream) -> None:
         """Lines as tokens come; all that is there at a time goes out at once."""
         chunks, text = job.begin(running.handles)
         made = Lines(chunks, job.settings.logprobs is None)
+        heavy = sum(map(len, job.ids)) * LOGPROB_COST if job.echoes else 0  # each choice begins with its prompt's
         observe = self._metrics.of[job.asked.model].between_tokens.observe
         last: dict[int, float] = {}  # when a choice's last token came
         while news := await running.more():
             now = time.perf_counter()
-            for number, index, event in news:
-                choice = job.choice(number, index)
-                text += made.event(choice, event)
+            came = [(job.choice(number, index), event) for number, index, event in news]
+            text += await self._engines.do(heavy, made.events, came)
+            for choice, _ in came:
                 if choice in last:
                     observe(now - last[choice])
                 last[choice] = now
@@ -222,18 +220,13 @@ class Inference:
         send: Send,
     ) -> None:
         """A vector of each input's last hidden states, and what `write` makes of these and of the count of tokens."""
-        async with self._enter(asked.model, len(asked.inputs()), scope, receive) as visit:
+        async with Presence(receive), self._enter(asked.model, len(asked.inputs()), scope) as visit:
             served, running = visit.served, visit.running
-
-            def submit() -> None:
-                requests = [
-                    Request(one, salt=visit.key.salt, pooling=pooling, adapter=served.adapter) for one in ids(served)
-                ]
-                running.submit(served.engine, requests, False)
-
-            await self._engines.do(_cost(asked), submit)
-            tokens = sum(len(handle.prompt) for handle in running.handles)
-            visit.ticket.charge(tokens - 1)
+            given = await self._engines.do(_cost(asked), ids, served)
+            tokens = sum(map(len, given))
+            visit.ticket.charge(tokens - 1)  # before the engine has anything to do
+            requests = [Request(one, salt=visit.key.salt, pooling=pooling, adapter=served.adapter) for one in given]
+            await self._engines.do(len(requests) * PROMPT_COST, running.submit, served.engine, requests, False)
             scope["state"]["usage"] = {"prompt_tokens": tokens, "completion_tokens": 0}
             self._metrics.of[asked.model].prompt_tokens.inc(tokens)
             await running.finish()
@@ -266,7 +259,7 @@ class Inference:
         self, model: str | None, cost: int, work: Callable[[Served], bytes], scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Work that no engine is needed for. The first model is the default."""
-        async with self._enter(model or self._engines.names[0], 0, scope, receive) as visit:
+        async with Presence(receive), self._enter(model or self._engines.names[0], 0, scope) as visit:
             await send_json(send, await self._engines.do(cost, work, visit.served))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gpt2kit.engine import Request
-from gpt2kit.model.completion import Completion, Event
+from gpt2kit.model.completion import Completion, Event, vocabulary
 from gpt2kit.model.sampling import Choice, SamplingSettings
 from gpt2kit.serve import answers
 from gpt2kit.serve.answers import ChatChunks, CompletionChunks, Head, Outcome
@@ -35,8 +35,12 @@ IDS = random.Random(secrets.randbits(128))
 class Job:
     """A request for completions of one or more prompts. What the cache of answers knows is not computed again."""
 
-    def __init__(self, asked: CompletionRequest | ChatRequest, served: Served, remembered: Remembered) -> None:
-        self.asked, self.served = asked, served
+    def __init__(
+        self, asked: CompletionRequest | ChatRequest, served: Served, remembered: Remembered, most: int
+    ) -> None:
+        """`most`: tokens that an answer may hold, those of echoed prompts too."""
+        self.asked, self.served, self._most = asked, served, most
+        self.echoes = isinstance(asked, CompletionRequest) and asked.echo and asked.logprobs is not None
         self.settings = SamplingSettings()
         self.ids: Sequence[list[int]] = ()  # of the prompts
         self._prompts: Sequence[Prompt] = ()
@@ -58,7 +62,10 @@ class Job:
             self._prompts = asked.prompts()
             self.ids = read(self.served, self._prompts, "prompt")
             self.settings = asked.settings()
-        echo = isinstance(asked, CompletionRequest) and asked.echo and asked.logprobs is not None
+            if asked.echo:
+                self._check_echoed(asked.candidates)
+        self._check_tokens()
+        echo = self.echoes
         identity, found = self.served.facts.identity, []
         for number, ids in enumerate(self.ids):
             key = self._remembered.key(identity, engine.precision, self.settings, ids, salt, echo)
@@ -72,6 +79,24 @@ class Job:
                     Request(ids, self.settings, window="stop", salt=salt, echo=echo, adapter=self.served.adapter)
                 )
         return found
+
+    def _check_echoed(self, candidates: int) -> None:
+        prompts, new = sum(map(len, self.ids)), self.settings.max_tokens * len(self.ids)
+        if candidates * (prompts + new) > self._most:
+            raise ApiError(
+                400,
+                f"{candidates} times {prompts} tokens of prompts and {new} new ones are more than {self._most} in all",
+                param="echo",
+            )
+
+    def _check_tokens(self) -> None:
+        """Tokens that are named by their numbers."""
+        engine = self.served.engine
+        V = vocabulary(engine.config, engine.tokenizer)
+        for param, ids in (("logit_bias", self.settings.logit_bias), ("stop_token_ids", self.settings.stop_token_ids)):
+            strange = next((token for token in ids if token >= V), None)
+            if strange is not None:
+                raise ApiError(400, f"{param} names token {strange}, outside the vocabulary of {V} tokens", param=param)
 
     @property
     def most_tokens(self) -> int:
@@ -137,12 +162,16 @@ def read(served: Served, prompts: Sequence[Prompt], param: str) -> list[list[int
     """Ids of the prompts, each within the model's context; EOS for an empty one. ApiError 400 with the numbers."""
     engine = served.engine
     N, found = engine.config.n_positions, []
+    V = vocabulary(engine.config, engine.tokenizer)
     for prompt in prompts:
         ids = tokenizer_of(served).encode(prompt) if isinstance(prompt, str) else list(prompt)
         if len(ids) > N:
             have = "have" if param == "messages" else "has"
             message = f"this model's maximum context length is {N} tokens, the {param} {have} {len(ids)}"
             raise ApiError(400, message, param=param, code="context_length_exceeded")
+        strange = None if isinstance(prompt, str) else next((token for token in ids if token >= V), None)
+        if strange is not None:
+            raise ApiError(400, f"the {param} holds id {strange}, outside the vocabulary of {V} tokens", param=param)
         found.append(ids or ([] if engine.eos_id is None else [engine.eos_id]))
     return found
 

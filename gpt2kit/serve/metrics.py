@@ -68,10 +68,14 @@ class Metrics:
         self.finished = Counter(
             "gpt2kit_request_success", "Completions by how they ended", [MODEL, "finished_reason"], registry=own
         )
-        self.errors = Counter("gpt2kit_request_errors", "Requests answered with an error", ["status"], registry=own)
+        self._errors = Counter("gpt2kit_request_errors", "Requests answered with an error", ["status"], registry=own)
         own.register(_EngineFigures(engines, admission))
         ProcessCollector(registry=own)
         self.of = {name: ModelMetrics(self, name) for name in engines.names}
+
+    def count(self, status: int) -> None:
+        """A request that was answered with an error."""
+        self._errors.labels(str(status)).inc()
 
     def text(self) -> bytes:
         """The exposition, in Prometheus' text format 0.0.4."""

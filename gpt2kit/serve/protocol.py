@@ -157,7 +157,7 @@ class Sampled(Body):
 class CompletionRequest(Sampled):
     """POST /v1/completions. An empty prompt starts a new text."""
 
-    prompt: Prompt
+    prompt: Prompt = ""
     max_tokens: Annotated[Limit, Field(description="0 only with echo")] = 16
     best_of: Annotated[Count, Field(description="the n likeliest per token of so many")] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None

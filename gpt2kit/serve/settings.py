@@ -74,7 +74,10 @@ class ServeSettings:
     max_stop: Annotated[int, Flag("stop strings of a request", 0, 1024)] = 16
     max_n: Annotated[int, Flag("completions of a prompt", 1, 1024)] = 16
     max_tokens_total: Annotated[
-        int, Flag("tokens that a request may ask for: prompts x n x max_tokens", 1, LARGEST)
+        int,
+        Flag(
+            "tokens that a request may ask for: prompts x n x max_tokens, and with echo the prompts n times", 1, LARGEST
+        ),
     ] = 65536
     response_cache: Annotated[int, Flag("bytes for the answers of deterministic requests; 0: off", 0, LARGEST)] = 0
     allowed_hosts: Annotated[

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 JSON = [(b"content-type", b"application/json")]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
 DONE = "data: [DONE]\n\n"
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 MARK = secrets.token_hex(16)  # stands for a text where a template is made
 
 to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -53,10 +54,13 @@ class Lines:
         self._chunks, self._has_templates = chunks, has_templates
         self._templates: dict[int, tuple[str, str]] = {}  # of each choice: what stands before and behind the text
 
+    def events(self, came: Iterable[tuple[int, Event]]) -> str:
+        return "".join([self.event(choice, event) for choice, event in came])
+
     def event(self, choice: int, event: Event) -> str:
         if event.finish_reason is None and choice in self._templates:
             before, behind = self._templates[choice]
-            return before + to_json(event.text) + behind if event.text else ""
+            return before + _event_json(event.text) + behind if event.text else ""
         found = lines(self._chunks.push(choice, event))
         if self._has_templates and choice not in self._templates:  # the first chunk may hold more, such as an echo
             before, _, behind = lines(self._chunks.push(choice, Event(None, MARK))).partition(to_json(MARK))
@@ -64,8 +68,14 @@ class Lines:
         return found
 
 
+def _event_json(value: Any) -> str:
+    """JSON in which no reader sees the end of a line: some take U+2028 and its like for one, which JSON does not."""
+    text = to_json(value)
+    return text if text.isascii() else text.translate(_LINE_ENDS)
+
+
 def lines(chunks: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(f"data: {to_json(chunk)}\n\n" for chunk in chunks)
+    return "".join(f"data: {_event_json(chunk)}\n\n" for chunk in chunks)
 
 
 class EventStream:
@@ -83,4 +93,4 @@ class EventStream:
 
     async def fail(self, error: ApiError) -> None:
         """The one way to tell of an error behind the headers: an event, then the end, without DONE."""
-        await self.write(f"data: {to_json(error.body())}\n\n", ends=True)
+        await self.write(f"data: {_event_json(error.body())}\n\n", ends=True)

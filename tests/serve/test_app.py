@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from gpt2kit.model.sampling import SamplingSettings
 from gpt2kit.serve import app as app_module
 from gpt2kit.serve.app import Application, read_page
 from gpt2kit.serve.keys import Keys, new_key
+from gpt2kit.serve.stream import Lines
 from gpt2kit.text.chat import ChatTemplate
 
 LONG = "春眠不觉晓，处处闻啼鸟。Once upon a time there was a small model 🤗."
@@ -175,6 +178,67 @@ def test_what_the_model_cannot_do_is_a_400_also_for_a_stream(live: Live, stream:
     assert "logit_bias" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "param", "body"),
+    [
+        ("/v1/completions", "prompt", {"prompt": [[5], [400]]}),
+        ("/v1/completions", "logit_bias", {"prompt": "a", "logit_bias": {"400": 1}}),
+        ("/v1/completions", "stop_token_ids", {"prompt": "a", "stop_token_ids": [5, 400]}),
+        ("/v1/embeddings", "input", {"input": [400]}),
+    ],
+)
+def test_a_token_that_the_model_has_not_is_told_by_the_field(live: Live, path: str, param: str, body: Any) -> None:
+    error = refused(live, path, 400, **body)
+    assert error["param"] == param
+    assert "400" in error["message"]
+    assert error["message"].endswith("outside the vocabulary of 300 tokens")
+
+
+def test_a_completion_without_a_prompt_is_a_new_text(live: Live) -> None:
+    asked = {"max_tokens": 5, "temperature": 0, "ignore_eos": True}
+    texts = [
+        live.post("/v1/completions", **more, **asked)["choices"] for more in ({}, {"prompt": None}, {"prompt": ""})
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echoed_prompts_count_as_often_as_they_are_given_back(live: Live, stream: bool) -> None:
+    before = live.app.engines.loaded["tiny"].engine.stats().totals.prompt_tokens
+    body = {"prompt": [[5] * 100] * 50, "max_tokens": 0, "echo": True, "logprobs": 5, "stream": stream}
+    error = refused(live, "/v1/completions", 400, n=16, **body)
+    assert error["param"] == "echo"
+    assert "16 times 5000 tokens of prompts and 0 new ones are more than 65536" in error["message"]
+    assert live.app.engines.loaded["tiny"].engine.stats().totals.prompt_tokens == before
+
+
+def test_the_chunks_of_a_long_echo_are_made_beside_the_event_loop(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    real = Lines.events
+
+    def noting(self: Lines, came: Any) -> str:
+        threads.append(threading.current_thread().name)
+        return real(self, came)
+
+    monkeypatch.setattr(Lines, "events", noting)
+    body = {"prompt": [[5] * 120] * 8, "max_tokens": 0, "echo": True, "stream": True}
+    assert len(live.stream("/v1/completions", **body, logprobs=5)) == 8
+    assert {name.split("_")[0] for name in threads} == {"gpt2kit-text"}
+    threads.clear()
+    live.stream("/v1/completions", prompt="a", max_tokens=2)
+    assert "gpt2kit-text" not in {name.split("_")[0] for name in threads}
+
+
+def test_line_ends_of_other_standards_are_escaped_in_a_stream(live: Live) -> None:
+    text = "a\u2028b\u2029c\u0085d 春"
+    body = {"model": "tiny", "prompt": text, "echo": True, "max_tokens": 1, "stream": True, "ignore_eos": True}
+    _, _, found = live.ask("POST", "/v1/completions", body)
+    lines = found.decode().splitlines()  # which ends a line at all three
+    assert all(line == "" or line.startswith("data: ") for line in lines)
+    assert json.loads(lines[0].removeprefix("data: "))["choices"][0]["text"].startswith(text)
+    assert "春" in lines[0]
+
+
 def test_an_unknown_model_is_a_404(live: Live) -> None:
     for path, body in {
         "/v1/completions": {"prompt": "a"},
@@ -197,6 +261,8 @@ def test_a_keys_tokens_are_counted_with_the_prompts_and_as_they_were_used(model_
             return live.ask("POST", "/v1/completions", {**body, "logit_bias": {"299": 100}})[0]  # EOS at once
 
         assert ask(51, 50) == 429  # more than a minute's, whatever comes of it
+        assert live.get("/v1/status")["models"]["tiny"]["generation_tokens"] == 0  # the engine heard nothing of it
+        assert live.app.engines.loaded["tiny"].engine.stats().totals.requests == 0
         assert ask(1, 50, n=2) == 429
         assert ask(50, 50) == 200
         used = live.get("/v1/status")["models"]["tiny"]["generation_tokens"]
@@ -515,6 +581,20 @@ def test_a_client_that_goes_in_line_is_forgotten(live: Live) -> None:
             with live.leaving_after("/v1/completions", prompt="b"):
                 pass
     until(lambda: not admission.running and not admission.waiting and not live.busy("tiny"))
+
+
+def test_clients_that_go_while_they_wait_are_no_errors_of_the_server(model_folder: Path) -> None:
+    with serving({"tiny": model_folder}, max_batch=1) as live:
+        admission = live.app.admission
+        full = {"prompt": "a", "max_tokens": 120, "n": 16, "ignore_eos": True, "stream": True}
+        with live.leaving_after("/v1/completions", **full) as first:
+            first.recv(1)
+            with contextlib.ExitStack() as stack:
+                for _ in range(3):
+                    stack.enter_context(live.leaving_after("/v1/completions", prompt="b"))
+                until(lambda: admission.waiting == 3 or not live.busy("tiny"))
+        until(lambda: not admission.running and not admission.waiting and not live.busy("tiny"))
+        assert "gpt2kit_request_errors_total{" not in live.ask("GET", "/metrics")[2].decode()
 
 
 def test_a_client_that_goes_while_it_sends_its_body_leaves_nothing(live: Live) -> None:

@@ -102,6 +102,19 @@ def test_errors_are_counted_by_status(live: Live, monkeypatch: pytest.MonkeyPatc
         assert after[name] == before.get(name, 0) + 1
 
 
+def test_errors_that_the_guard_or_the_router_answers_are_counted_too(live: Live) -> None:
+    before = read(live)
+    big = b'{"model": "tiny", "prompt": "' + b"x" * 2_000_000 + b'"}'
+    asked = [("GET", "/nowhere", None, {}), ("GET", "/v1/completions", None, {}), ("POST", "/v1/completions", big, {}),
+             ("GET", "/health", None, {"host": "elsewhere.example"})]  # fmt: skip
+    statuses = [live.ask(*one)[0] for one in asked]
+    assert statuses == [404, 405, 413, 403]
+    after = read(live)
+    for status in statuses:
+        name = f"gpt2kit_request_errors_total {status}"
+        assert after[name] == before.get(name, 0) + 1
+
+
 def test_nothing_that_a_client_writes_becomes_a_label(live: Live) -> None:
     canary = uuid.uuid4().hex
     for path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", f"/{canary}"):

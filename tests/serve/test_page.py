@@ -492,13 +492,40 @@ def test_chat_answers_keeps_the_conversation_and_begins_anew(pages: Pages) -> No
     expect(page.locator("#talk .user")).to_have_count(0)
 
 
+@pytest.mark.slow
 @needs_chromium
-def test_enter_belongs_to_the_input_method_while_chinese_is_typed(pages: Pages) -> None:
+def test_a_conversation_that_begins_while_another_is_answered_has_nothing_of_it(pages: Pages) -> None:
+    page = pages.open()
+    page.fill("#set-max_tokens", "4")
+    page.select_option("#models", "chatty")
+    page.click("#tab-chat")
+    page.fill("#message", "first")
+    page.press("#message", "Enter")
+    expect(page.locator("#forget")).to_be_visible()
+    held: list[Any] = []
+    page.route("**/v1/chat/completions", held.append)  # the second answer never comes
+    page.fill("#message", "second")
+    page.press("#message", "Enter")
+    expect(page.locator("#chat-stop")).to_be_visible()
+    page.click("#forget")
+    expect(page.locator("#send")).to_be_visible()
+    page.unroute("**/v1/chat/completions")
+    sent: list[Any] = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if "chat" in request.url else None)
+    page.fill("#message", "third")
+    page.press("#message", "Enter")
+    expect(page.locator("#talk li")).to_have_count(2)
+    assert [one["content"] for one in sent[0]["messages"]] == ["third"]
+
+
+@pytest.mark.parametrize("how", ["isComposing: true", "keyCode: 229"])  # Chromium's and Firefox's; Safari's
+@needs_chromium
+def test_enter_belongs_to_the_input_method_while_chinese_is_typed(pages: Pages, how: str) -> None:
     page = pages.open()
     page.select_option("#models", "chatty")
     page.click("#tab-chat")
     page.fill("#message", "ni hao")
-    press = "new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true, isComposing: true})"
+    press = f"new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true, cancelable: true, {how}}})"
     page.evaluate(f"document.querySelector('#message').dispatchEvent({press})")
     assert page.input_value("#message") == "ni hao"
     assert page.locator("#talk .user").count() == 0
@@ -713,6 +740,12 @@ def test_a_key_is_asked_for_tried_and_kept_in_the_tab_alone(
         page = context.new_page()
         page.set_default_timeout(TIMEOUT)
         page.on("console", lambda message: pages.problems.append(f"{message.type}: {message.text}"))
+        page.goto(f"{locked.url}/#/status")
+        expect(page.locator("#key")).to_be_visible()
+        page.press("#secret", "Escape")
+        page.wait_for_timeout(2500)  # longer than the status tab waits between two looks
+        expect(page.locator("#key")).to_be_hidden()
+        page.goto("about:blank")
         page.goto(locked.url)
         expect(page.locator("#key")).to_be_visible()
         page.fill("#secret", "wrong")

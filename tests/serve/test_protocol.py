@@ -30,7 +30,7 @@ from gpt2kit.serve.strict_json import read_json
 SETTINGS = ServeSettings()
 KINDS = [kind for kind in protocol.KINDS if kind.__name__.endswith("Request")]
 LEAST: dict[str, dict[str, Any]] = {  # the shortest request of each kind
-    "CompletionRequest": {"model": "m", "prompt": "once"},
+    "CompletionRequest": {"model": "m"},
     "ChatRequest": {"model": "m", "messages": [{"role": "user", "content": "hello"}]},
     "EmbeddingRequest": {"model": "m", "input": "once"},
     "TokenizeRequest": {"prompt": "once"},
@@ -52,7 +52,7 @@ FIELDS = st.sampled_from(sorted(protocol.FIELDS)) | st.text(max_size=4)
 
 
 def complete(**fields: object) -> CompletionRequest:
-    body = json.dumps({**LEAST["CompletionRequest"], **fields})
+    body = json.dumps({**LEAST["CompletionRequest"], "prompt": "once", **fields})
     return parse(CompletionRequest, body.encode(), SETTINGS)
 
 
@@ -341,7 +341,7 @@ def test_the_limits_are_those_of_the_server() -> None:
     settings = ServeSettings(max_n=2, max_stop=1, max_list=3, max_tokens_total=20, json_depth=2)
 
     def error(**fields: object) -> ApiError:
-        body = json.dumps({**LEAST["CompletionRequest"], **fields}).encode()
+        body = json.dumps({**LEAST["CompletionRequest"], "prompt": "once", **fields}).encode()
         return refusal(lambda: parse(CompletionRequest, body, settings))
 
     assert error(n=3).message == "n must be at most 2"

@@ -2,7 +2,7 @@
 import { closeCard, startCard } from "./alternatives.js";
 import { get, ServerError, startKey } from "./api.js";
 import { send, startChat, stopChat } from "./chat.js";
-import { $, make, show } from "./dom.js";
+import { $, isComposing, make, show } from "./dom.js";
 import { keep, kept } from "./kept.js";
 import { onLanguage, say, switchLanguage, translate, unsay } from "./lang.js";
 import { showModel, startModel } from "./model.js";
@@ -115,7 +115,7 @@ function choose(name) {
 // ------------------------------------------------------------------------------------------------ keys
 
 function onKey(event) {
-  if (event.isComposing || document.querySelector("dialog[open]")) return;
+  if (isComposing(event) || document.querySelector("dialog[open]")) return;
   const isTyping = event.target.matches("textarea, input:not([type=range], [type=radio], [type=checkbox]), select");
   if (event.key === "Escape") {
     if (closeCard() || stop() || stopChat()) event.preventDefault();

@@ -30,6 +30,9 @@ export function svg(tag, attributes = {}, ...children) {
 
 export const show = (node, is = true) => node.toggleAttribute("hidden", !is);
 
+/** A key that belongs to an input method. Safari sends the Enter that ends it behind compositionend, as key 229. */
+export const isComposing = (event) => event.isComposing || event.keyCode === 229;
+
 /** Let screen readers say this when they are done with what they say. */
 export function announce(text) {
   const speaker = $("speaker");

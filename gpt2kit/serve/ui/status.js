@@ -47,6 +47,7 @@ async function look() {
   } catch (error) {
     if (error.status) unsay(parts.told, error.plain());
     else say(parts.told, "status.lost");
+    if (error.status === 401) return; // who declined to give a key is asked again when they come back to the tab
   }
   if (!$("status").hidden && !document.hidden) timer = setTimeout(look, Math.max(0, EVERY - (performance.now() - begun)));
 }
