@@ -503,7 +503,7 @@ def test_a_conversation_that_begins_while_another_is_answered_has_nothing_of_it(
     page.press("#message", "Enter")
     expect(page.locator("#forget")).to_be_visible()
     held: list[Any] = []
-    page.route("**/v1/chat/completions", held.append)  # the second answer never comes
+    page.route("**/v1/chat/completions", lambda route: held.append(route))  # the second answer never comes
     page.fill("#message", "second")
     page.press("#message", "Enter")
     expect(page.locator("#chat-stop")).to_be_visible()

@@ -1,6 +1,6 @@
 // Chat, where the model has a template for it.
 import { stream } from "./api.js";
-import { $, announce, make, Reader, show } from "./dom.js";
+import { $, announce, isComposing, make, Reader, show } from "./dom.js";
 import { t } from "./lang.js";
 import { settings } from "./settings.js";
 
@@ -20,7 +20,7 @@ export function startChat(given) {
   $("chat-to-write").addEventListener("click", () => session.open("write"));
   $("message").addEventListener("keydown", (event) => {
     // While Chinese is being typed, Enter belongs to the input method.
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || isComposing(event)) return;
     event.preventDefault();
     if (!event.repeat && !working) send();
   });
@@ -54,6 +54,7 @@ export async function send() {
   messages.push({ role: "user", content: text });
   bubble("user", "chat.you").textContent = text;
   const place = bubble("assistant");
+  const talk = messages;
   working = new AbortController();
   waiting(true);
   try {
@@ -63,7 +64,7 @@ export async function send() {
   }
   working = null;
   waiting(false);
-  settle(place, text);
+  if (messages === talk) settle(place, text); // else a new conversation has begun meanwhile
 }
 
 async function listen(place, signal) {
