@@ -334,6 +334,7 @@ def test_two_jobs_find_what_one_finds_on_a_grid(place: Path, tmp_path: Path) -> 
     assert one.trials == two.trials
 
 
+@pytest.mark.slow
 def test_the_command_that_goes_on_has_the_trials_and_jobs_that_were_asked_for(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     end(tuning(place, out, trials=2, steps=2))
