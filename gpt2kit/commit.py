@@ -8,7 +8,7 @@ Names beside a target `runs/a` while it is being written; a kill at any moment l
     runs/.partial-a-<random>  being written, or being deleted; the next save of runs/a removes it
     runs/.replaced-a          the old folder, between the two renames of a replacement; `recover` puts it back
     runs/a/.incoming          files on their way into a folder that keeps its others; `recover` brings them in
-    runs/a/.lock              of the process that fills a run's folder little by little; without a process it locks nothing
+    runs/a/.lock              of the process that fills a run's folder little by little; it locks nothing after its end
 """
 
 from __future__ import annotations

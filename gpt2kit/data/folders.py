@@ -91,9 +91,8 @@ def _folder(root: Path, family: type[Row] | None, report: SourceReport) -> list[
         else:
             report.skipped.append(str(path))
             report.notes.append(f"{path} passed over: {why}")
-    if all(
-        file.split in ("validation", "test") for file in kept
-    ):  # nothing is left to learn from: the names mean little
+    # Nothing would be left to learn from: then the names mean little.
+    if all(file.split in ("validation", "test") for file in kept):
         return [File(file.path, "", file.label) for file in kept]
     return [File(file.path, file.split or "train", file.label) for file in kept]
 
