@@ -43,7 +43,7 @@ def start(options: FinetuneOptions, stop: Callable[[], bool]) -> Iterator[Event]
 
 
 def _start(options: FinetuneOptions, out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
-    assert options.task is not None and options.from_ is not None  # the options refused it
+    assert options.task is not None and options.from_ is not None  # noqa: PT018 - no test; __post_init__ saw to it
     runtime.set_threads(options.threads)
     runtime.tune_allocator()
     parts, found, notes = read_parts(options)
