@@ -243,33 +243,39 @@ def test_a_rust_librarys_disk_error_is_explained(tmp_path: Path) -> None:
     assert not names(tmp_path)
 
 
-def test_a_full_disk_keeps_the_old_folder(tmp_path: Path) -> None:
-    """A real file system of 256 KB where one can be mounted, and a limit on the size of files everywhere."""
-    code = """
-    import resource
-    write("x", size=20_000)
-    if sys.argv[2] == "limit":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-    try:
-        write("y", size=100_000)
-    except UserError as error:
-        print(error)
-    assert commit.verify(target)["kind"] == "test"
-    print({c for p in target.glob("*.txt") for c in p.read_text()}, os.listdir(target.parent))
-    """
-    limit = run_child(code, tmp_path / "limit" / "a", "limit")
+FULL = """
+import resource
+write("x", size=20_000)
+if sys.argv[2] == "limit":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    write("y", size=100_000)
+except UserError as error:
+    print(error)
+assert commit.verify(target)["kind"] == "test"
+print({c for p in target.glob("*.txt") for c in p.read_text()}, os.listdir(target.parent))
+"""
+
+
+def test_a_limit_on_the_size_of_files_keeps_the_old_folder(tmp_path: Path) -> None:
+    limit = run_child(FULL, tmp_path / "limit" / "a", "limit")
     assert limit.stdout.startswith("could not write"), limit
     assert "File too large" in limit.stdout
     assert limit.stdout.endswith("{'x'} ['a']\n")
+
+
+def test_a_full_disk_keeps_the_old_folder(tmp_path: Path) -> None:
+    """A real file system of 256 KB."""
     (tmp_path / "small").mkdir()
     mount = f"mount -t tmpfs -o size=256k none {tmp_path / 'small'} || exit 99"
     try:
-        full = run_child(code, tmp_path / "small" / "a", "disk", shell=mount)
-    except FileNotFoundError:  # no unshare on this system
-        return
-    if full.returncode != 99 and "unshare" not in full.stderr:
-        assert full.stdout.startswith("no space left on the disk"), full
-        assert full.stdout.endswith("{'x'} ['a']\n")
+        full = run_child(FULL, tmp_path / "small" / "a", "disk", shell=mount)
+    except FileNotFoundError:
+        pytest.skip("this system has no unshare")
+    if full.returncode == 99 or "unshare" in full.stderr:
+        pytest.skip("nothing may be mounted here")
+    assert full.stdout.startswith("no space left on the disk"), full
+    assert full.stdout.endswith("{'x'} ['a']\n")
 
 
 # Programs that are killed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -180,6 +181,7 @@ print(int(runtime.tune_allocator()), plain, min(faults() for _ in range(6)))
 """
     out = run(code, THP_MEM_ALLOC_ENABLE="0")
     tuned, plain, after = map(int, out.split())
+    assert bool(tuned) == (platform.libc_ver()[0] == "glibc"), out
     assert not tuned or after < plain / 10, out
 
 

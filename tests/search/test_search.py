@@ -254,6 +254,23 @@ def test_a_trial_that_does_worse_than_the_median_is_ended_early(
     assert found.trials[2].value is not None
 
 
+def test_nothing_is_ended_before_the_third_evaluation_nor_before_four_whole_trials(tmp_path: Path) -> None:
+    study, given = search_study.open_study(tmp_path), space("dropout=0..0.5")
+
+    def trial(losses: list[float]) -> list[bool]:
+        """Whether it should be ended, after each evaluation."""
+        one = search_study.ask(study, given, "random", 0, None)
+        told = [search_study.report(one, number, loss) for number, loss in enumerate(losses, 1)]
+        search_study.tell(study, one.number, "complete", min(losses), "")
+        return told
+
+    for good in range(3):
+        trial([1.0 + good / 10] * 4)
+    assert trial([9.0] * 4) == [False] * 4  # the fourth
+    assert trial([9.0] * 4) == [False, False, True, True]
+    assert trial([0.5] * 4) == [False] * 4
+
+
 @pytest.mark.slow
 def test_an_exploding_trial_fails_and_the_search_goes_on(place: Path, tmp_path: Path) -> None:
     given = {"optimizer": "sgd", "space": "learning_rate=1e-2|10", "sampler": "grid", "trials": None, "steps": 20}

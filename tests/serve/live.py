@@ -85,6 +85,7 @@ class Live:
         status, headers, found = self.ask("POST", path, {"model": "tiny", "stream": True, **body})
         assert status == 200, found
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert headers["x-accel-buffering"] == "no"  # a proxy shall not hold the events back
         return events(found)
 
     @contextlib.contextmanager

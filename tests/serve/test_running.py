@@ -264,6 +264,21 @@ def test_the_task_of_a_client_that_goes_is_cancelled_and_goes_on_behind() -> Non
     run(main())
 
 
+def test_a_client_that_goes_is_noticed_at_once() -> None:
+    async def main() -> None:
+        client, turns = Client(), 0
+        async with Presence(client.receive) as presence:
+            await asyncio.sleep(0)  # the watch begins
+            client.leaves.set()
+            while turns < 100:
+                turns += 1
+                await asyncio.sleep(0)
+        assert presence.gone
+        assert turns < 10  # of the event loop
+
+    run(main())
+
+
 def test_a_client_that_stays_changes_nothing_and_no_task_is_left() -> None:
     async def main() -> None:
         async with Presence(Client().receive) as presence:

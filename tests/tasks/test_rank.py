@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from gpt2kit.engine import Engine
 from gpt2kit.errors import UserError
 from gpt2kit.model import folder
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.tasks import rank as rank_module
 from gpt2kit.tasks import task_of
 from gpt2kit.tasks.rank import Rank, question, rank
 from gpt2kit.text.tokenizer import Tokenizer
@@ -51,11 +53,20 @@ def test_the_likelihood_behind_an_empty_query_is_subtracted(engine: Engine) -> N
     assert found == pytest.approx(right)
 
 
-def test_a_long_query_loses_its_beginning_and_a_candidate_nothing(engine: Engine) -> None:
-    task = Rank(by="likelihood", per="total")
-    long, short = task.scores(engine, [("x " * 200 + "fox", ("dog", "bad film"))] * 1 + [("fox", ("dog", "bad film"))])
-    assert all(math.isfinite(one) for one in long)
-    assert long != short
+def test_a_long_query_loses_its_beginning_and_a_candidate_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, Any]] = []
+    real = rank_module.continuations
+    monkeypatch.setattr(rank_module, "continuations", lambda *given: asked.append(given[1:]) or real(*given))
+    task, query, candidates = Rank(by="likelihood", per="total"), "x " * 200 + "fox", ("dog", "bad film")
+    (scores,) = task.scores(engine, [(query, candidates)])
+    assert engine.tokenizer is not None
+    whole, tails = task._parts(query, candidates, engine.tokenizer)
+    ((prompts, groups),) = asked
+    assert list(prompts[0]) == whole[-(96 - max(map(len, tails))) :]
+    assert list(groups[0]) == tails
+    assert all(math.isfinite(one) for one in scores)
     with pytest.raises(UserError, match="a candidate has"):
         task.scores(engine, [("fox", ("dog fox " * 90, "bad"))])
 

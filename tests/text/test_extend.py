@@ -97,6 +97,8 @@ def test_chinese_costs_less_and_english_no_more(gpt2: Tokenizer, made: Extension
     before, after = measure(gpt2, chinese), measure(made.tokenizer, chinese)
     assert before.tokens_per_character > 1.5
     assert after.tokens_per_character < 0.6 * before.tokens_per_character
+    english = ["The old wolf and the old sheep went to the market, as they did every year.", "def f(x): return x + 1"]
+    assert measure(made.tokenizer, english).tokens <= measure(gpt2, english).tokens
 
 
 def test_an_end_of_text_that_is_only_added_keeps_its_id(trained: Tokenizer) -> None:

@@ -446,7 +446,12 @@ def test_a_late_explosion_points_at_the_text(toy: Any, tmp_path: Path) -> None:
 def test_bf16_trains_and_its_overflow_is_named(toy: Any, tmp_path: Path) -> None:
     precision = type(toy.precision)("bf16", "aten", "for the test")
     run = toy.run(tmp_path / "a", precision=precision)
+    products: set[torch.dtype] = set()
+    run.model.h[0].mlp.c_fc.register_forward_hook(
+        lambda layer, x, y: products.add(y.dtype) if run.model.training else None
+    )
     seen = [event.loss for event in events(toy.fit(run), loop.Stepped)]
+    assert products == {torch.bfloat16}
     assert seen == pytest.approx(list(GOLDEN[:10]), abs=0.05)
     assert all(p.dtype == torch.float32 for p in run.model.parameters())
     broken = toy.run(tmp_path / "b", precision=precision)
@@ -460,8 +465,9 @@ def test_bf16_trains_and_its_overflow_is_named(toy: Any, tmp_path: Path) -> None
 def test_masked_training_learns(toy: Any, tmp_path: Path) -> None:
     tokenizer = masking_tokenizer()
     model = toy.model(vocab_size=tokenizer.vocab_size)
-    run = toy.run(tmp_path, model, tokenizer, objective="masked", steps=5)
-    assert np.isfinite([event.loss for event in events(toy.fit(run), loop.Stepped)]).all()
+    run = toy.run(tmp_path, model, tokenizer, objective="masked", steps=60)
+    seen = [event.loss for event in events(toy.fit(run), loop.Stepped)]
+    assert np.mean(seen[-10:]) < np.mean(seen[:5]) - 0.3
 
 
 @pytest.mark.parametrize(("minutes", "kept"), [(None, 500), (1.0, 750)])
