@@ -101,10 +101,15 @@ def scores(model: GPT2, texts: list[str], base: Path) -> torch.Tensor:
         return torch.cat([model.classify(torch.tensor([row]), torch.tensor([len(row)])) for row in rows])
 
 
+def like(method: str) -> Any:
+    """One of each kind of method in the default suite, all of them with `-m slow`."""
+    return pytest.param(method, marks=() if method in ("pfeiffer", "prefix", "prompt") else pytest.mark.slow)
+
+
 TEXTS = ["red wolf", "七 八 九 wolf red", "blue"]
 
 
-@pytest.mark.parametrize("method", ["full", *MERGING, *OTHERS])
+@pytest.mark.parametrize("method", ["full", *MERGING, *(like(m) for m in OTHERS)])
 def test_from_a_raw_file_to_an_answer(run: Cli, base: Path, reviews: Path, method: str) -> None:
     told = tune(run, reviews, base, method, "out").out
     asked = lines(Path("asked.txt"), [])
@@ -167,14 +172,13 @@ def cut_short(out: Path, keep: int = 1) -> None:
     shutil.rmtree(out / "adapter")
 
 
-@pytest.mark.parametrize(("method", "more"), [("lora", ("--dropout", 0.2)), ("adalora", ("--int8-base",)),
-                                              pytest.param("prefix-mlp", (), marks=pytest.mark.slow),
-                                              pytest.param("full", (), marks=pytest.mark.slow)])  # fmt: skip
-def test_a_resumed_run_ends_in_the_same_bytes(
-    run: Cli, base: Path, reviews: Path, method: str, more: tuple[object, ...]
-) -> None:
+RESUMED = {"lora": ("--dropout", 0.2), "adalora": ("--int8-base",), "prefix-mlp": (), "full": ()}
+
+
+@pytest.mark.parametrize("method", ["lora", *(pytest.param(m, marks=pytest.mark.slow) for m in RESUMED if m != "lora")])
+def test_a_resumed_run_ends_in_the_same_bytes(run: Cli, base: Path, reviews: Path, method: str) -> None:
     for name in ("straight", "cut"):
-        tune(run, reviews, base, method, name, "--steps", 8, "--evaluate-every", 2, *more)
+        tune(run, reviews, base, method, name, "--steps", 8, "--evaluate-every", 2, *RESUMED[method])
     if method == "full":
         Path("cut/adapter").mkdir()
     cut_short(Path("cut"))

@@ -36,8 +36,8 @@ def schemathesis(folder: Path, url: str, *flags: str, seconds: float) -> int:
 
 
 def test_no_answer_is_undocumented(live: Live, tmp_path: Path) -> None:
-    made = schemathesis(tmp_path, live.url, "--phases", "fuzzing", "-n", "36", "--seed", "1", seconds=300)
-    assert made >= 300
+    made = schemathesis(tmp_path, live.url, "--phases", "fuzzing", "-n", "20", "--seed", "1", seconds=300)
+    assert made >= 160
 
 
 class Pulse(threading.Thread):

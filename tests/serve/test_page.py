@@ -304,6 +304,7 @@ def test_stop_ends_a_request_that_is_not_answered_yet(pages: Pages) -> None:
     assert page.locator("#notice").is_hidden()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_an_alternative_becomes_the_text_and_the_model_writes_on_from_it(pages: Pages) -> None:
     page = pages.open()
@@ -518,7 +519,7 @@ def test_a_conversation_that_begins_while_another_is_answered_has_nothing_of_it(
     assert [one["content"] for one in sent[0]["messages"]] == ["third"]
 
 
-@pytest.mark.parametrize("how", ["isComposing: true", "keyCode: 229"])  # Chromium's and Firefox's; Safari's
+@pytest.mark.parametrize("how", [pytest.param("isComposing: true", marks=pytest.mark.slow), "keyCode: 229"])  # Safari's
 @needs_chromium
 def test_enter_belongs_to_the_input_method_while_chinese_is_typed(pages: Pages, how: str) -> None:
     page = pages.open()
@@ -543,6 +544,7 @@ def test_a_model_without_a_template_says_how_one_learns_to_chat(pages: Pages) ->
     expect(page.locator("#prompt")).to_be_visible()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_tokens_show_how_a_text_is_cut(pages: Pages, live: Live) -> None:
     page = pages.open()
@@ -557,6 +559,7 @@ def test_tokens_show_how_a_text_is_cut(pages: Pages, live: Live) -> None:
         assert words == given.replace(" ", "␣")
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_model_tab_tells_what_the_card_says(pages: Pages, model_folder: Path) -> None:
     (model_folder / "loss.png").write_bytes((TOP / "docs/pictures/tang-loss.png").read_bytes())
@@ -598,6 +601,7 @@ def test_the_status_tab_looks_each_second_and_rests_when_it_is_not_seen(pages: P
 # ------------------------------------------------------------------------------------------------------- everybody
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_language_is_the_browsers_until_it_is_switched_and_stays_so(pages: Pages) -> None:
     page = pages.open(locale="zh-CN")
@@ -648,8 +652,9 @@ def test_the_theme_is_the_systems_until_it_is_switched_and_stays_so(pages: Pages
     assert page.evaluate(paper) == light
 
 
+@pytest.mark.slow
 @needs_chromium
-@pytest.mark.parametrize("locale", [pytest.param("en-US", marks=pytest.mark.slow), "zh-CN"])
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
 def test_a_screen_of_375_pixels_never_scrolls_sideways(pages: Pages, locale: str) -> None:
     page = pages.open(width=375, locale=locale, has_touch=True, is_mobile=True)
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -672,6 +677,7 @@ def test_a_screen_of_375_pixels_never_scrolls_sideways(pages: Pages, locale: str
         assert page.evaluate(overflow) <= 0, tab
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_screen_readers_find_landmarks_names_and_whole_sentences(pages: Pages) -> None:
     page = pages.open()

@@ -19,6 +19,7 @@ def json_of(tokenizer: Tokenizer) -> str:
     return str(tokenizer._backend.to_str())
 
 
+@pytest.mark.slow
 def test_same_documents_same_bytes_in_another_process(english: str, chinese: tuple[str, ...]) -> None:
     code = (
         "import hashlib, sys\n"
