@@ -120,8 +120,8 @@ def quantise(
     try:
         stored.write(path, packed, source, dataclasses.asdict(cost))
     except UserError as error:
-        found = stored.read(path, model.config, [])
-        if found is not None:  # another process was faster
+        found = stored.read(path, model.config, []) if text is None else None
+        if found is not None:  # another process was faster; weights calibrated on a text are no other's
             return found
         notes.append(f"the int8 weights stay in memory and are made again at the next load: {error.message}")
         return packed

@@ -36,7 +36,8 @@ def demo(
     if seconds < 3:
         raise UserError(f"seconds must be at least 3, got {seconds:g}")
     target = Path(out)
-    ours = (target / TEXT).is_file() and (target / "data").is_dir()
+    alone = target.is_dir() and {path.name for path in target.iterdir()} == {TEXT}  # it was stopped while it packed
+    ours = alone or ((target / TEXT).is_file() and (target / "data").is_dir())
     if target.exists() and not ours and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} holds something that is not a demo", hint="gpt2kit demo --out another/folder")
     source = target.parent / f".{target.name}-text"

@@ -476,6 +476,17 @@ def test_a_text_can_be_calibrated_on(copied: Path, planted: GPT2, tokenizer: Tok
     assert abs(manifest["int8"]["percent"]) < 0.5
 
 
+def test_a_text_counts_where_nothing_can_be_written_over_earlier_weights(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, notes = load_packed(copied, "int8"), list[str]()
+    monkeypatch.setattr(stored, "write", lambda *given: (_ for _ in ()).throw(UserError("a full disk")))
+    packed = quantise.quantise(copied, TEXT, notes=notes)
+    assert not np.array_equal(packed.floats, earlier.floats)
+    assert "a full disk" in notes[-1]
+    assert np.array_equal(quantise.quantise(copied, notes=notes).floats, earlier.floats)
+
+
 def test_a_text_that_is_too_short_is_refused(copied: Path, trained: GPT2) -> None:
     with pytest.raises(UserError, match="the text has 5 tokens, calibration needs at least 96"):
         quantise.quantise(copied, "hello")

@@ -61,6 +61,16 @@ def test_an_interrupted_demo_can_be_started_again(run: Run, monkeypatch: pytest.
         assert Path("a", demo.TEXT).read_text(encoding="utf-8") == demo.corpus()
 
 
+def test_a_demo_that_was_stopped_while_it_packed_is_replaced(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain, "start", _interrupted)
+    Path("a").mkdir()
+    Path("a", demo.TEXT).write_text("text", encoding="utf-8")
+    assert "holds something" not in run("demo", "--out", "a").err
+    Path("b").mkdir()
+    Path("b", "mine.txt").write_text("text", encoding="utf-8")
+    assert "holds something" in run("demo", "--out", "b").err
+
+
 def test_a_wrong_flag_leaves_an_earlier_demo_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "start", _interrupted)
     run("demo", "--out", "a")

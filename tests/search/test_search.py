@@ -138,7 +138,7 @@ def test_a_combination_that_cannot_be_is_known_before_its_trial(verb: str, given
 
 @pytest.mark.slow
 def test_a_trial_that_cannot_begin_fails_once_another_has_come_to_a_loss(place: Path, tmp_path: Path) -> None:
-    """A rank above the model's width is found when the adapter is laid over it."""
+    """A context beyond the model's is found when the model is there."""
     given = {"sampler": "grid", "space": "context=32|4096", "trials": 2, "steps": 2}
     found = end(tuning(place, tmp_path / "s", **given))
     assert [trial.state for trial in found.trials] == ["complete", "fail"]
