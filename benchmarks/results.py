@@ -52,10 +52,14 @@ class Experiment:
 
 EXPERIMENTS = {
     "imdb": Experiment(
-        "classify", "en", ("--context", "512", "--epochs", "2"), ("accuracy", "macro_f1", "auroc"), ("lora",)
+        "classify",
+        "en",
+        ("--context", "512", "--epochs", "2", "--evaluate-every", "700"),
+        ("accuracy", "macro_f1", "auroc"),
+        ("lora",),
     ),
-    "sst2": Experiment("classify", "en", ("--epochs", "2")),
-    "agnews": Experiment("classify", "en", ("--epochs", "5")),
+    "sst2": Experiment("classify", "en", ("--epochs", "2", "--batch", "64")),
+    "agnews": Experiment("classify", "en", ("--epochs", "3")),
     "waimai": Experiment(
         "classify", "modern", ("--epochs", "2", "--dropout", "0.2"), ("accuracy", "macro_f1", "auroc")
     ),
@@ -67,10 +71,10 @@ EXPERIMENTS = {
         ("--epochs", "2", "--augment", "noise", "--augment-times", "2"),
         ("detection_f1", "correction_f1", "false_positive_rate"),
     ),
-    "cmrc": Experiment("answer", "modern", ("--epochs", "4"), ("exact_match", "token_f1")),
+    "cmrc": Experiment("answer", "modern", ("--epochs", "3"), ("exact_match", "token_f1")),
     "chat-en": Experiment("chat", "en", ("--epochs", "5"), ("bleu", "chrf", "rougeL")),
     "chat-zh": Experiment("chat", "modern", ("--epochs", "5"), ("bleu", "chrf", "rougeL")),
-    "poems": Experiment("instruct", "zh", ("--epochs", "2"), ("bleu", "chrf")),
+    "poems": Experiment("instruct", "zh", ("--epochs", "1"), ("bleu", "chrf")),
 }
 
 

@@ -248,9 +248,9 @@ def _staging(target: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def _sweep(target: Path) -> None:
-    """Delete what killed saves of `target` have left."""
-    for path in target.parent.glob(f"{STAGING}{glob.escape(target.name)}-*"):
+def sweep(parent: Path, name: str) -> None:
+    """Delete what killed saves of folders inside `parent` have left, of those whose names begin with `name`."""
+    for path in parent.glob(f"{STAGING}{glob.escape(name)}-*"):
         with contextlib.suppress(OSError):
             if sys.platform == "win32":
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
@@ -361,7 +361,7 @@ def folder(target: Path, kind: str, lineage: dict[str, Any] | None = None) -> It
         with _locked(target.parent):  # between another writer's two renames the target is absent
             _recover(target)
             _check_replaceable(target, kind)
-        _sweep(target)
+        sweep(target.parent, target.name)
         with _staging(target) as staging:
             filling = staging
             yield staging

@@ -81,6 +81,8 @@ def read_documents(
             f"no readable file in {', '.join(map(str, listed)) or 'an empty list'}",
             hint=f"readable: {' '.join(filter(None, (*_TEXT, *_TABLES)))}, also with {' '.join(COMPRESSED)}",
         )
+    if field is not None and not any(str(file) == STDIN or _kind(file)[0] in _TABLES for file in files):
+        report.notes.append(f"field {field!r} is not looked for: plain text has no fields, unlike {' '.join(_TABLES)}")
     report.files_total = len(files)
     if STDIN not in map(str, files):
         report.total = sum(_size(Path(file)) for file in files)

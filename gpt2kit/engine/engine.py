@@ -4,7 +4,7 @@
     engine.generate(["Once upon a time"], max_tokens=50, temperature=0)
 
 The caller's thread checks and tokenises a request and waits; the worker runs the scheduler. Between them: an inbox
-(a deque) one way, each request's `Handle` the other way.
+(a queue) one way, each request's `Handle` the other way.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import queue
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,8 +80,8 @@ class _Worker:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.inbox: deque[Callable[[], None]] = deque()
-        self.wake = threading.Event()
+        # SimpleQueue: the garbage collector may drop a stream, which posts its end, inside any call but this one's put.
+        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.closing = False
         self.process = os.getpid()
         self.thread = threading.Thread(target=self._run, name="gpt2kit-engine", daemon=True)
@@ -89,8 +89,7 @@ class _Worker:
 
     def post(self, call: Callable[[], None]) -> None:
         """Have the thread call this before its next step."""
-        self.inbox.append(call)
-        self.wake.set()
+        self.inbox.put(call)
         if self.closing and not self.thread.is_alive():
             self._read()
 
@@ -107,13 +106,12 @@ class _Worker:
     def _run(self) -> None:
         scheduler = self.scheduler
         while True:
-            self.wake.clear()  # before the inbox is read: what is posted later wakes us again
             self._read()
             if self.closing:
                 scheduler.fail_all(_closed())
                 return
             if not scheduler.busy:
-                self.wake.wait()
+                self.inbox.get()()
                 continue
             try:
                 scheduler.step()
@@ -124,14 +122,14 @@ class _Worker:
     def _read(self) -> None:
         while True:
             try:
-                call = self.inbox.popleft()
-            except IndexError:
+                call = self.inbox.get_nowait()
+            except queue.Empty:
                 return
             call()
 
     def stop(self) -> None:
         self.closing = True
-        self.wake.set()
+        self.inbox.put(lambda: None)
         if self.process == os.getpid() and threading.current_thread() is not self.thread:
             self.thread.join()
             self._read()  # what was posted while the thread ended
@@ -445,14 +443,14 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Somebody runs or waits."""
-        return self._worker.scheduler.busy or bool(self._worker.inbox)
+        return self._worker.scheduler.busy or not self._worker.inbox.empty()
 
     def stats(self) -> Stats:
         """Figures for metrics, taken while the worker goes on."""
         scheduler = self._worker.scheduler
         pool = scheduler.pool
         counters = dataclasses.replace(scheduler.counters)
-        waiting = scheduler.queued + len(self._worker.inbox)
+        waiting = scheduler.queued + self._worker.inbox.qsize()
         return Stats(scheduler.running, waiting, pool.blocks, pool.used, len(pool.tree), pool.evicted, counters)
 
     def clear_cache(self) -> None:

@@ -112,7 +112,11 @@ def prepare(
     progress: Callable[[PackProgress], None] | None,
 ) -> tuple[Path, PackReport, Tokenizer]:
     """The packed folder to train on: `paths[0]` itself if it is one, else a new one at `out`."""
-    if len(paths) == 1 and is_packed(paths[0]):
+    packed = next((path for path in paths if is_packed(path)), None)
+    if packed is not None and len(paths) > 1:
+        raise UserError(f"{packed} is packed already, and a packed folder is trained on alone",
+                        hint="give all of it as text, or pack it together: gpt2kit pack")  # fmt: skip
+    if packed is not None:
         report = read_report(paths[0])
         own = Tokenizer.load(paths[0])
         if tokenizer is not None and tokenizer.hash != own.hash:

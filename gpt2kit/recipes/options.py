@@ -14,6 +14,13 @@ from gpt2kit.training.config import Objective, Optimizer, PrecisionName, Schedul
 
 PresetName = Literal["tiny", "mini", "small", "medium", "large", "xl"]
 
+MEANT_FOR = {  # the optimisers that read a setting
+    "matrix_learning_rate": ("muon",),
+    "momentum": ("muon", "sgd", "rmsprop"),
+    "beta1": ("muon", "adamw", "adam"),
+    "beta2": ("muon", "adamw", "adam"),
+}
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -42,7 +49,7 @@ class TrainOptions:
     weight_decay: float | None = None  # on matrices only
     beta1: float | None = None  # Adam's first moment
     beta2: float | None = None  # Adam's second moment
-    momentum: float | None = None  # Muon's and SGD's
+    momentum: float | None = None  # of muon, sgd and rmsprop
     schedule: Schedule | None = None  # of the learning rate after the warm-up
     warmup: int | None = None  # steps
     final_rate: float | None = None  # the schedule's end, as a fraction of the peak
@@ -75,6 +82,11 @@ class TrainOptions:
             raise UserError(f"minutes must be between 0.05 and 86,400, got {self.minutes}")
         if self.minutes is not None and self.steps is not None:
             raise UserError("--minutes and --steps both say how long to train", hint="give one of them")
+        for name, users in MEANT_FOR.items():
+            if getattr(self, name) is not None and (self.optimizer or "muon") not in users:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} has no meaning for {self.optimizer}",
+                                hint=f"leave it out; it is a setting of {', '.join(users)}")  # fmt: skip
         if self.hub and self.from_ is None:
             raise UserError("--hub says where --from may be, but there is no --from", hint="leave it out")
         if self.from_ is not None:

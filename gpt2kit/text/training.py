@@ -58,6 +58,9 @@ def train_tokenizer(
         raise unknown("kind of tokenizer to train", kind, KINDS)
     if segmenter not in ("unicode", "jieba"):
         raise unknown("segmenter", segmenter, ("unicode", "jieba"))
+    if segmenter != "unicode" and kind != "word":
+        raise UserError(f"--segmenter {segmenter} cuts text into words, which kind {kind} has none of",
+                        hint="give --kind word, or leave --segmenter out")  # fmt: skip
     smallest = SMALLEST_BPE if kind == "bpe" else 3
     if vocab_size is not None and vocab_size < smallest:
         raise UserError(

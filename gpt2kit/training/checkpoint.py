@@ -141,6 +141,7 @@ def save(
     for step in steps_of(run):
         if step not in kept:
             commit.discard(folder_of(run, step))
+    commit.sweep(target.parent, "step")  # a kill's leavings carry the name of a step that may never be saved again
     return target
 
 

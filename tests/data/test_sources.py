@@ -209,6 +209,13 @@ def test_a_given_field_is_taken_and_lists_are_joined(write) -> None:
     assert texts(path, field="lines") == ["a\nb", "c"]
 
 
+def test_a_field_of_plain_text_is_said_to_be_none(write) -> None:
+    _, report = read(write("a.txt", "words"), field="title")
+    assert any("'title' is not looked for" in note for note in report.notes)
+    _, report = read(write("a.txt", "words"), write("b.jsonl", '{"title": "words"}'), field="title")
+    assert not report.notes
+
+
 def test_a_missing_field_names_file_line_fields_and_fix(write) -> None:
     path = write("poems.jsonl", '{"content": "x"}\n' * 16 + '{"title": "T", "author": "A", "text": "x"}\n')
     error = refused(path, field="content")

@@ -80,6 +80,15 @@ def test_a_packed_folder_is_used_as_it_is(text: str, tmp_path: Path) -> None:
         data.prepare([str(first)], tmp_path / "b", other, make, None, None, None)
 
 
+def test_a_packed_folder_is_trained_on_alone(text: str, tmp_path: Path) -> None:
+    tokenizer = data.pick_tokenizer([text], None, "char", None, (), lambda note: None)
+    folder = str(tmp_path / "packed")
+    data.prepare([text], Path(folder), tokenizer, lambda: tokenizer, None, None, None)
+    for paths in ([folder, folder], [text, folder]):
+        with pytest.raises(UserError, match="packed folder is trained on alone"):
+            data.prepare(paths, tmp_path / "other", tokenizer, lambda: tokenizer, None, None, None)
+
+
 def test_a_report_is_one_line(text: str, tmp_path: Path) -> None:
     tokenizer = data.learn([text], None, "char", None, (), "unicode")
     _, report, _ = data.prepare([text, text], tmp_path / "p", tokenizer, lambda: tokenizer, None, None, None)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gpt2kit import runtime
+from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.recipes import shape
@@ -65,3 +66,14 @@ def test_looking_at_a_run_takes_at_most_eight_percent_of_its_minutes(minutes: fl
     each = shape.WATCHING_SECONDS + shape.SAVING_SECONDS * model.parameters + found.evaluate_tokens / (3 * speed)
     assert looks >= 1
     assert looks == 1 or looks * each <= 0.08 * minutes * 60 * 1.1  # steps are whole, so are the intervals
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "given"),
+    [("adamw", "momentum"), ("adamw", "matrix_learning_rate"), ("sgd", "beta1"), ("rmsprop", "beta2")],
+)
+def test_a_setting_that_the_optimiser_does_not_read_is_refused(optimizer: str, given: str) -> None:
+    values = {"optimizer": optimizer, given: 0.5}
+    with pytest.raises(UserError, match=f"--{given.replace('_', '-')} has no meaning for {optimizer}"):
+        TrainOptions(["text"], "out", **values)  # type: ignore[arg-type]
+    assert TrainOptions(["text"], "out", **{given: 0.5}).settings()[given] == 0.5  # type: ignore[arg-type]

@@ -58,6 +58,7 @@ def test_the_smallest_vocabulary_is_bytes(english: str) -> None:
         ({"kind": "char", "vocab_size": 2}, "too small"),
         ({"kind": "wordpeice"}, "unknown kind"),
         ({"kind": "word", "segmenter": "nltk"}, "unknown segmenter"),
+        ({"kind": "char", "segmenter": "jieba"}, "kind char has none"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(arguments: dict[str, object], said: str) -> None:

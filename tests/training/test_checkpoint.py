@@ -125,6 +125,14 @@ def test_the_last_k_and_the_best_are_kept(toy: Any, tmp_path: Path) -> None:
     assert commit.verify(tmp_path / "checkpoints" / "step-000020") is not None
 
 
+def test_what_a_killed_save_left_is_gone_after_the_next(toy: Any, tmp_path: Path) -> None:
+    left = tmp_path / "checkpoints" / ".partial-step-000007-0badcafe"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    write(toy, tmp_path, 10)
+    assert [path.name for path in left.parent.iterdir()] == ["step-000010"]
+
+
 def test_without_evaluations_the_newest_is_the_best(toy: Any, tmp_path: Path) -> None:
     for step in (10, 20, 30):
         write(toy, tmp_path, step, keep=1)
