@@ -14,6 +14,7 @@ MOVED = "answers whose answer_start did not fit and was put right: they are in t
 FIRST = "answers without a place that are in the passage more than once: the first is taken"
 ABSENT = "answers that are not in their passage word for word: of use to write answers, not to point at them"
 NUMBER = "answers that are a number beside answers of text (a spreadsheet's dates?): left out"
+IMPOSSIBLE = "is_impossible"  # SQuAD 2: the field that says that the passage does not answer
 UNANSWERABLE = "questions without an answer: the passage does not answer them"
 MORE_RIGHT = "further right candidates, left out: one is learned a row"
 
@@ -29,6 +30,8 @@ def answers(head: Head, wanted: Wanted) -> tuple[str, Convert]:
         raise head.unclear("answers", "answers")
     passage = head.find("passage", fields.PASSAGE)
     start = head.find("answer_start", fields.ANSWER_START, lambda value: True)
+    if IMPOSSIBLE in head.fields:
+        head.take("unanswerable", IMPOSSIBLE)
     identity = head.find("id", fields.IDENTITY)
     title = head.find("title", fields.TITLE)
 
@@ -66,7 +69,7 @@ def _given(record: dict[str, Any], field: str, start: str | None) -> _Given:
     string. Empty for a question that the data calls unanswerable, or gives no answer to.
     """
     value = record.get(field)
-    if record.get("is_impossible") is True:
+    if record.get(IMPOSSIBLE) is True:
         return []
     if value is None:
         raise RowError(field, "missing", "is missing", "add the answers, or an empty list where the passage has none")
@@ -152,7 +155,8 @@ def ranks(head: Head, wanted: Wanted) -> tuple[str, Convert]:
         raise head.unclear(role, f"{role}")
 
     def build(record: dict[str, Any], where: Where) -> Row:
-        past = _texts_of(record.get(history), history, counts) if history is not None else ()
+        told = record.get(history) if history is not None else None
+        past = () if told in (None, "", []) else _texts_of(told, str(history), counts)
         asked = optional_text(record, query, counts)
         if not asked.strip() and not past:
             raise RowError(str(query or history), "empty", "holds no text", FILL_IN)

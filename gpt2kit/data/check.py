@@ -113,7 +113,10 @@ class Report:
         shown = [f"{name} {n:,} ({_share(n, rows)})" for name, n in list(counts.items())[:_LABELS]]
         more = f" and {len(counts) - _LABELS:,} labels more" if len(counts) > _LABELS else ""
         most = max(counts, key=lambda name: counts[name])
-        return f"; {', '.join(shown)}{more}; always {most!r} would be right in {_share(counts[most], rows)}"
+        always = (
+            f"; always {most!r} would be right in {_share(counts[most], rows)}" if sum(counts.values()) == rows else ""
+        )
+        return f"; {', '.join(shown)}{more}{always}"
 
     @staticmethod
     def _length(lengths: Lengths) -> str:
@@ -245,9 +248,14 @@ def _inside(split: str, rows: Sequence[Row], marks: _Marks, lengths: Lengths, co
     fix = "right for sentences without a mistake, wrong for translations"
     places = tuple(str(row.where) for row in same[:_PLACES])
     yield from found("note", "unchanged", len(same), "the completion is the prompt, unchanged", fix, places)
-    fate = "they are read in windows" if isinstance(rows[0], AnswerRow) else "they would be cut"
-    text, fix = f"longer than the context of {context} tokens, {fate}", "a longer context, or shorter texts"
-    yield from found("warning", "too-long", lengths.over, text, fix)
+    text = f"longer than the context of {context} tokens"
+    if isinstance(rows[0], (AnswerRow, TextRow)):
+        fate = "read in windows" if isinstance(rows[0], AnswerRow) else "learned piece by piece"
+        yield from found("note", "too-long", lengths.over, f"{text}, they are {fate}")
+    else:
+        yield from found(
+            "warning", "too-long", lengths.over, f"{text}, they would be cut", "a longer context, or shorter texts"
+        )
     made = Counter(row.augmented for row in rows if row.augmented)
     text = f"augmented ({', '.join(f'{name} {n:,}' for name, n in sorted(made.items()))})"
     if split == "train":

@@ -158,6 +158,21 @@ class Examples:
             named["train"], named["validation"] = split_by_hash(named["train"], validation_fraction)
         return {name: replace(self, rows=rows) for name, rows in named.items() if rows}
 
+    def to_learn_from(self) -> Examples:
+        """The training rows, where the data names parts."""
+        rows = [row for row in self.rows if row.split in ("", "train")]
+        return replace(self, rows=rows or self.rows)
+
+    def to_score(self) -> tuple[Examples, str]:
+        """The rows to score a model on: of the test part, else the validation part, else all; and what to say."""
+        for name in ("test", "validation"):
+            rows = [row for row in self.rows if row.split == name]
+            if rows:
+                others = len(self.rows) - len(rows)
+                left = f"; {plural(others, 'other row')} of the data not asked" if others else ""
+                return replace(self, rows=rows), f"scored on the {name} part, {plural(len(rows), 'row')}{left}"
+        return self, ""
+
 
 def _place(label: str) -> tuple[bool, int, str]:
     """Whole numbers by size, before all other labels."""

@@ -161,8 +161,10 @@ class ChatRow(Row):
 
     @property
     def _opening(self) -> int:
-        """How many messages come before the assistant's first."""
-        return next((n for n, message in enumerate(self.messages) if message.role == "assistant"), len(self.messages))
+        """How many messages come before the assistant's first answer; a greeting is none, unless nobody is answered."""
+        said = [message.role for message in self.messages]
+        asked = said.index("user") if "user" in said else 0
+        return said.index("assistant", asked) if "assistant" in said[asked:] else said.index("assistant")
 
 
 @dataclass(frozen=True, slots=True)

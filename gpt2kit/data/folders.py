@@ -60,10 +60,13 @@ def plan(paths: Sequence[str | Path], family: type[Row] | None, report: SourceRe
         else:
             files += [File(file) for file in sources._expand(path, report)]
     if not files:
+        readable = f"{' '.join((*JSON, *TABLES))} .parquet, and folders of them or of a folder of .txt a class"
+        arrow = any(Path(path).is_dir() and next(Path(path).rglob("*.arrow"), None) for path in paths)
         raise UserError(
             f"no file with rows in {', '.join(map(str, paths)) or 'an empty list'}",
-            hint=f"readable: {' '.join((*JSON, *TABLES))} .parquet, and folders of them or of a folder of .txt a class",
-        )
+            hint="datasets.load_from_disk(FOLDER)[\"train\"].to_parquet(\"train.parquet\") writes what is read here"
+            if arrow else f"readable: {readable}",
+        )  # fmt: skip
     report.files_total = len(files)
     if not any(str(file.path) == STDIN for file in files):
         report.total = sum(sources._size(Path(file.path)) for file in files)

@@ -79,7 +79,7 @@ def _examples(options: AskOptions, name: str) -> Examples | None:
         if missing is not None:
             raise UserError(f"--{missing.replace('_', '-')} needs labelled examples", hint="--examples train.tsv")
         return None
-    return read_examples(options.examples, name)
+    return read_examples(options.examples, name).to_learn_from()
 
 
 def _shots(options: AskOptions, name: str, examples: Examples | None) -> Shots | None:

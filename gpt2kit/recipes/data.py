@@ -35,10 +35,8 @@ def check_packed(paths: Sequence[str], **given: object) -> None:
     """Refuse flags that say how to read text where the text is packed already: nothing is silently ignored."""
     for name, value in given.items():
         if value is not None and any(is_packed(path) for path in paths):
-            raise UserError(
-                f"--{name.replace('_', '-')} says how to read text, but the data is packed already",
-                hint="leave the flag out, or give the text itself",
-            )
+            raise UserError(f"--{name.replace('_', '-')} says how to read text, but the data is packed already",
+                            hint="leave the flag out, or give the text itself")  # fmt: skip
 
 
 def is_packed(path: str | Path) -> bool:
@@ -95,10 +93,8 @@ def pick_tokenizer(
     if tokenizer is None or (tokenizer in KINDS and not Path(tokenizer).exists()):
         return make_tokenizer(paths, field, tokenizer or "bpe", vocab_size, special, note, reading)
     if vocab_size is not None:
-        raise UserError(
-            f"--vocab-size {vocab_size} with the ready tokenizer {tokenizer}: its size is fixed",
-            hint="leave one of the two out",
-        )
+        raise UserError(f"--vocab-size {vocab_size} with the ready tokenizer {tokenizer}: its size is fixed",
+                        hint="leave one of the two out")  # fmt: skip
     return Tokenizer.load(tokenizer)
 
 
@@ -117,14 +113,11 @@ def prepare(
         raise UserError(f"{packed} is packed already, and a packed folder is trained on alone",
                         hint="give all of it as text, or pack it together: gpt2kit pack")  # fmt: skip
     if packed is not None:
-        report = read_report(paths[0])
-        own = Tokenizer.load(paths[0])
+        report, own = read_report(packed), Tokenizer.load(packed)
         if tokenizer is not None and tokenizer.hash != own.hash:
-            raise UserError(
-                f"{paths[0]} was packed with tokenizer {own.hash[:8]}…, the model has {tokenizer.hash[:8]}…",
-                hint="run gpt2kit pack with --tokenizer MODEL, or train on the text itself",
-            )
-        return Path(paths[0]), report, own
+            raise UserError(f"{packed} was packed with tokenizer {own.hash[:8]}…, the model has {tokenizer.hash[:8]}…",
+                            hint="run gpt2kit pack with --tokenizer MODEL, or train on the text itself")  # fmt: skip
+        return Path(packed), report, own
     chosen = make() if tokenizer is None else tokenizer
     report = pack(list(paths), chosen, out, field=field, validation=list(validation) if validation else None,
                   progress=progress)  # fmt: skip

@@ -23,7 +23,7 @@ from gpt2kit.recipes.events import Event, Finished, Note
 from gpt2kit.recipes.places import new_folder, parent_of
 from gpt2kit.recipes.pretrain import RUN
 from gpt2kit.recipes.sitting import Feed, sit
-from gpt2kit.recipes.tuning_data import context_for, read_parts, told, without_empty
+from gpt2kit.recipes.tuning_data import context_for, read_parts, task_settings, told, without_empty
 from gpt2kit.recipes.tuning_options import FinetuneOptions
 from gpt2kit.tasks import task_from_data, task_of
 from gpt2kit.tasks.chat import Chat
@@ -52,8 +52,7 @@ def _start(options: FinetuneOptions, out: Path, stop: Callable[[], bool]) -> Ite
     notes += [chosen] if chosen else []
     base, tokenizer = read_head(path, notes)
     tokenizer, eos = end_of_text(tokenizer)
-    given = {k: v for k, v in (("template", options.template), ("mode", options.mode)) if v is not None}
-    task = task_from_data(options.task, found, given)
+    task = task_from_data(options.task, found, task_settings(options))
     model = dataclasses.replace(task.model_config(base), eos_token_id=eos)  # what completions are taught to end in
     method = adapters.method_of(options, model)
     room = model.n_positions - (0 if method is None else method.virtual_tokens)
@@ -67,7 +66,7 @@ def _start(options: FinetuneOptions, out: Path, stop: Callable[[], bool]) -> Ite
     forgetting.check(options.probe or (), options.remember or (), before)
     past = continual.read(options.replay or (), before, tokenizer, context, model)
     notes += past.notes
-    rows = {name: task.encode(part.rows, tokenizer, context) for name, part in parts.items() if name != "test"}
+    rows = {name: task.encode(part.rows, tokenizer, context) for name, part in parts.items()}
     notes += without_empty(rows, context)
     yield from map(Note, [*notes, why, *(told(name, encoded, context) for name, encoded in rows.items())])
     precision = runtime.choose_precision(options.precision, device=runtime.device().type)

@@ -59,7 +59,8 @@ def score_files(
     if name is None:
         choose(kept, name, ask)
     found = read_examples(list(paths), name, columns, classes=classes)
-    for line in found.report.lines():
+    found, chosen = found.to_score()
+    for line in [*found.report.lines(), *([chosen] if chosen else [])]:
         note(line)
     task = choose(kept, name, ask, found)
     if not isinstance(task, Graded):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from gpt2kit.data.examples import Examples, read_examples
+from gpt2kit.data.normalise import normalised
 from gpt2kit.errors import UserError
 from gpt2kit.recipes.tuning_options import FinetuneOptions, read_columns
 from gpt2kit.tasks.task import Encoded, Task
@@ -15,19 +18,24 @@ LENGTHS = (64, 128, 256, 512, 1024)
 
 
 def read_parts(options: FinetuneOptions) -> tuple[dict[str, Examples], Examples, list[str]]:
-    """{"train", "validation", perhaps "test"}, all rows of the data together, and what was found.
+    """{"train", perhaps "validation"}, their rows together, and what was found. Rows of a test part are left alone.
 
     Files of --validation stand in for the validation rows that the data names itself, which then belong to no part.
     """
     columns = read_columns(options.columns)
     found = read_examples(options.data, options.task, columns, classes=options.classes)
     notes = found.report.lines()
+    rows = [row for row in found.rows if row.split != "test"]
+    if len(rows) < len(found.rows):
+        notes.append(f"{plural(len(found.rows) - len(rows), 'row')} of the test part left for gpt2kit evaluate")
+        found = dataclasses.replace(found, rows=rows)
     if options.validation is None:
         parts = found.splits()
     else:
         parts = found.splits(0.0)
         held = read_examples(options.validation, options.task, columns, classes=options.classes)
         own, parts["validation"] = parts.get("validation"), held
+        notes += _known(parts.get("train"), held)
         notes += held.report.lines()
         if own is not None:
             notes.append(
@@ -35,10 +43,29 @@ def read_parts(options: FinetuneOptions) -> tuple[dict[str, Examples], Examples,
             )
     if "train" not in parts:
         raise UserError("the data has no training rows: its names say that all are for validation or for the test")
+    if "validation" not in parts:
+        notes.append("no validation rows, so no validation loss and the last step is kept: --validation names a file")
     unseen = [label for label in found.labels if label not in parts["train"].labels]
     if unseen:
         notes.append(f"no training row has the label {', '.join(map(repr, unseen))}")
     return parts, found, notes
+
+
+def _known(train: Examples | None, held: Examples) -> list[str]:
+    """A note on validation rows that are training rows too, but for case, width, spaces and punctuation."""
+    known = {normalised(row.key) for row in train.rows} if train else set()
+    again = sum(normalised(row.key) in known for row in held.rows)
+    if not again:
+        return []
+    return [f"{plural(again, 'validation row')} also in the training data: the validation loss is too good"]
+
+
+def task_settings(options: FinetuneOptions) -> dict[str, str]:
+    r"""What the task is told. A template's \n is a line break, but in a chat's, which is Jinja and has its own."""
+    template = options.template
+    if template is not None and options.task != "chat":
+        template = template.replace("\\n", "\n")
+    return {name: value for name, value in (("template", template), ("mode", options.mode)) if value is not None}
 
 
 def context_for(

@@ -30,6 +30,7 @@ from gpt2kit.data.examples import (
     ChatRow,
     Examples,
     LabelRow,
+    Message,
     PairRow,
     PreferenceRow,
     ReadReport,
@@ -643,3 +644,34 @@ def containers(value: object) -> Iterator[Any]:
         yield value
         for inner in value.values() if isinstance(value, dict) else value:
             yield from containers(inner)
+
+
+def test_a_model_is_scored_on_the_test_part_and_learns_from_the_training_part(tmp_path: Path) -> None:
+    for name, count in (("train", 5), ("dev", 2), ("test", 3)):
+        lines = [json.dumps({"text": f"{name} {n}", "label": "ab"[n % 2]}) for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = read_examples(tmp_path, "classify")
+    scored, said = found.to_score()
+    assert {row.split for row in scored.rows} == {"test"}
+    assert said == "scored on the test part, 3 rows; 7 other rows of the data not asked"
+    assert [row.key for row in found.to_learn_from().rows] == [f"train {n}" for n in range(5)]
+    (tmp_path / "test.jsonl").unlink()
+    assert {row.split for row in read_examples(tmp_path, "classify").to_score()[0].rows} == {"validation"}
+    alone = read_examples(tmp_path / "train.jsonl", "classify")
+    assert alone.to_score() == (alone, "")
+
+
+def test_a_folder_of_arrow_files_gets_the_command_that_makes_parquet(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "data-00000-of-00001.arrow").write_bytes(b"x")
+    with pytest.raises(UserError) as caught:
+        read_examples(tmp_path, "classify")
+    assert "to_parquet" in str(caught.value.hint)
+
+
+def test_a_greeting_of_the_assistant_is_no_answer() -> None:
+    roles = ("system", "assistant", "user", "assistant", "user", "assistant")
+    row = ChatRow(tuple(Message(role, f"{n}") for n, role in enumerate(roles)), where=Where("a"))
+    assert (row.key, row.target) == ("0\n1\n2", "3\n4\n5")
+    alone = ChatRow((Message("system", "s"), Message("assistant", "a")), where=Where("a"))
+    assert (alone.key, alone.target) == ("s", "a")

@@ -579,6 +579,7 @@ def test_a_bad_preference_names_its_field(read, change: dict[str, Any], field: s
         ({"question": "q", "choices": ["a", "b"], "label": "1"}, 1),
         ({"question": "q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}, 1),
         ({"history": ["h", "i"], "candidates": ["a", "b"], "chosen": 1}, 1),
+        ({"query": "q", "history": [], "candidates": ["a", "b"], "chosen": 1}, 1),
         ({"query": "q", "positive": "a", "negatives": ["b"]}, 0),
         ({"query": "q", "pos": ["a"], "neg": ["b"]}, 0),
     ],
@@ -586,7 +587,7 @@ def test_a_bad_preference_names_its_field(read, change: dict[str, Any], field: s
 def test_candidates(read, record: dict[str, Any], chosen: int) -> None:
     row = one(read("a.jsonl", [record], "rank"))
     assert (row.candidates, row.chosen) == (("a", "b"), chosen)
-    assert row.key == ("h\ni" if "history" in record else "q")
+    assert row.key == ("h\ni" if record.get("history") else "q")
 
 
 @pytest.mark.parametrize(

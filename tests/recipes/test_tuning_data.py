@@ -13,7 +13,7 @@ import pytest
 from gpt2kit.data.examples import Examples, RankRow, Where
 from gpt2kit.errors import UserError
 from gpt2kit.recipes.adapters import method_of
-from gpt2kit.recipes.tuning_data import context_for, read_parts, without_empty
+from gpt2kit.recipes.tuning_data import context_for, read_parts, task_settings, without_empty
 from gpt2kit.recipes.tuning_options import FinetuneOptions
 from gpt2kit.tasks.rank import Rank
 from gpt2kit.tasks.task import Encoded
@@ -49,14 +49,40 @@ def test_files_given_for_validation_stand_in_for_the_datas_own_and_its_test_stay
         write(tmp_path / "set" / f"{name}.jsonl", 4)
     other = write(tmp_path / "other.jsonl", 6)
     parts, _, notes = parts_of(tmp_path / "set", validation=[other])
-    assert {name: texts(part) for name, part in parts.items()} == {
-        "train": {"train"}, "validation": {"other"}, "test": {"test"},
-    }  # fmt: skip
+    assert {name: texts(part) for name, part in parts.items()} == {"train": {"train"}, "validation": {"other"}}
+    assert "4 rows of the test part left for gpt2kit evaluate" in notes
     assert "the data's own 4 validation rows left out: --validation names others" in notes
     parts, _, notes = parts_of(tmp_path / "set", validation=[tmp_path / "set" / "validation.jsonl"])
-    assert [len(parts[name].rows) for name in ("train", "validation", "test")] == [4, 4, 4]
+    assert {name: len(part.rows) for name, part in parts.items()} == {"train": 4, "validation": 4}
     parts, _, notes = parts_of(tmp_path / "set")
-    assert [len(parts[name].rows) for name in ("train", "validation", "test")] == [4, 4, 4]
+    assert {name: len(part.rows) for name, part in parts.items()} == {"train": 4, "validation": 4}
+
+
+def test_labels_of_the_test_alone_make_no_class(tmp_path, parts_of) -> None:
+    write(tmp_path / "set" / "train.jsonl", 8)
+    write(tmp_path / "set" / "test.jsonl", 8, labels=("a", "c"))
+    _, found, _ = parts_of(tmp_path / "set")
+    assert found.labels == ("a", "b")
+
+
+def test_validation_rows_that_are_trained_on_are_said(tmp_path, parts_of) -> None:
+    data = write(tmp_path / "my.jsonl", 6)
+    again = tmp_path / "again.jsonl"
+    again.write_text(json.dumps({"text": "  MY 3!", "label": "a"}) + "\n" + json.dumps({"text": "new", "label": "b"}))
+    _, _, notes = parts_of(data, validation=[again])
+    assert "1 validation row also in the training data: the validation loss is too good" in notes
+    _, _, notes = parts_of(data, validation=[write(tmp_path / "other.jsonl", 3)])
+    assert not any("too good" in note for note in notes)
+
+
+def test_a_templates_line_breaks_are_written_as_in_the_other_verbs() -> None:
+    def template(task: str) -> str:
+        return task_settings(FinetuneOptions(["d"], from_="b", task=task, out="o", template="Q: {prompt}\\nA:"))[
+            "template"
+        ]
+
+    assert template("translate") == "Q: {prompt}\nA:"
+    assert template("chat") == "Q: {prompt}\\nA:"
 
 
 def test_rows_that_all_name_another_part_leave_nothing_to_learn_from(tmp_path, parts_of) -> None:
