@@ -182,28 +182,36 @@ class DataCheckOptions:
 
     Example:
       gpt2kit data check reviews.tsv --task classify --from runs/mine
+      gpt2kit data check train.tsv --test test.tsv --task classify
     """
 
-    data: Positional[list[str]]
+    data: Positional[list[str]]  # labelled rows; files of a folder are told apart by their names: train, dev, test
+    validation: list[str] | None = None  # files of validation rows: what of them is in the training data too
+    test: list[str] | None = None  # files of test rows, likewise
     task: str | None = None  # what it is for; None: what its fields are made for
     # the model that will be tuned: lengths are then in its tokens
     from_: Annotated[str | None, arg(name="from")] = None
     columns: str | None = None  # which field is what, as text=review,label=stars
     classes: str | None = None  # a file with one class a line, for labels that are numbers
-    json: bool = False
+    json: bool = False  # one JSON object
 
 
 def run_data_check(options: DataCheckOptions) -> int:
     from gpt2kit.data.check import check
-    from gpt2kit.data.examples import read_examples
+    from gpt2kit.data.examples import Examples, read_examples
     from gpt2kit.model.files import read_head, resolve
 
-    found = read_examples(options.data, options.task, read_columns(options.columns), classes=options.classes)
+    def read(paths: list[str]) -> Examples:
+        return read_examples(paths, options.task, read_columns(options.columns), classes=options.classes)
+
+    found = read(options.data)
+    given = {"validation": options.validation, "test": options.test}
+    more = {name: read(paths) for name, paths in given.items() if paths is not None}
     tokenizer, context = None, None
     if options.from_ is not None:
         config, tokenizer = read_head(resolve(options.from_)[0], [])
         context = config.n_positions
-    report = check(found, tokenizer=tokenizer, context=context)
+    report = check(found, tokenizer=tokenizer, context=context, splits=more)
     if options.json:
         print_json(report.to_dict())
     else:

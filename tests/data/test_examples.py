@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import gzip
 import json
 import lzma
@@ -593,6 +595,20 @@ def test_any_table_is_rows_or_a_user_error(tmp_path: Path, cells: list[list[str]
     path = tmp_path / ("any.csv" if mark == "," else "any.tsv")
     path.write_bytes("\n".join(mark.join(row) for row in cells).encode())
     assert outcome(path, task)[0] == outcome(path, task)[0]
+
+
+@ANY
+@given(st.lists(st.tuples(st.text('ab"\n,;\t 好', min_size=1, max_size=6), st.sampled_from("pq")), min_size=1))
+def test_no_row_of_a_table_is_lost(tmp_path: Path, cells: list[tuple[str, str]]) -> None:
+    path = tmp_path / "some.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *cells])
+    report = ReadReport()
+    rows = []
+    with contextlib.suppress(UserError):  # where no text is left but spaces
+        rows = list(iter_examples(path, "classify", report=report))
+    assert report.rows_in == len(cells)
+    assert len(rows) == sum(bool(text.strip()) for text, _ in cells)
 
 
 @ANY

@@ -119,8 +119,8 @@ def check_all(packed: PackedWeights, tokenizer: Tokenizer, count: int) -> None:
     assert len(set(seen.values())) == 1, seen
 
 
-def test_two_dozen_prompts_have_one_hash_in_any_company(packed: PackedWeights, tokenizer: Tokenizer) -> None:
-    check_all(packed, tokenizer, 24)
+def test_a_dozen_prompts_have_one_hash_in_any_company(packed: PackedWeights, tokenizer: Tokenizer) -> None:
+    check_all(packed, tokenizer, 12)
 
 
 @pytest.mark.slow

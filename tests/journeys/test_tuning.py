@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gpt2kit import cli
 from gpt2kit.model import folder
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.gpt2 import GPT2
@@ -27,6 +28,17 @@ def gpt2kit(*words: str | Path, code: int = 0, given: str = "") -> subprocess.Co
     )
     assert done.returncode == code, done.stderr
     return done
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """As `gpt2kit`, in this process: what is printed to standard output."""
+
+    def run(*words: str | Path) -> str:
+        assert cli.main([*map(str, words), *([] if words[0] == "data" else ["--threads", "1"])]) == 0, words
+        return capsys.readouterr().out
+
+    return run
 
 
 def sentences(n: int, seed: int = 0) -> list[str]:
@@ -51,29 +63,33 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def tune(data: Path, base: Path, task: str, out: Path, *flags: str) -> None:
-    gpt2kit("finetune", data, "--from", base, "--task", task, "--out", out, "--learning-rate", "3e-3",
-            "--dropout", "0", "--batch", "16", *flags)  # fmt: skip
+def tune(data: Path, base: Path, task: str, out: Path, *flags: str, run: Callable[..., object] = gpt2kit) -> None:
+    run("finetune", data, "--from", base, "--task", task, "--out", out, "--learning-rate", "3e-3",
+        "--dropout", "0", "--batch", "16", *flags)  # fmt: skip
 
 
-def metric(out: Path, test: Path, name: str, *flags: str | Path) -> float:
-    found = json.loads(gpt2kit("evaluate", out, test, "--json", *flags).stdout)["metrics"][name]
+def printed(*words: str | Path) -> str:
+    return gpt2kit(*words).stdout
+
+
+def metric(out: Path, test: Path, name: str, *flags: str | Path, run: Callable[..., str] = printed) -> float:
+    found = json.loads(run("evaluate", out, test, "--json", *flags))["metrics"][name]
     assert found["low"] <= found["value"] <= found["high"]
     return float(found["value"])
 
 
-@pytest.mark.slow
-def test_classify_from_a_table_to_a_label(base: Path, tmp_path: Path) -> None:
+def test_classify_from_a_table_to_a_label(base: Path, typed: Callable[..., str], tmp_path: Path) -> None:
     def rows(n: int, seed: int) -> list[dict[str, Any]]:
         return [{"text": s, "label": "colour" if s.split()[0] in WORDS[:3] else "other"} for s in sentences(n, seed)]
 
     train, test = write(tmp_path / "train.jsonl", rows(240, 1)), write(tmp_path / "test.jsonl", rows(100, 2))
-    checked = json.loads(gpt2kit("data", "check", train, "--task", "classify", "--json").stdout)
-    assert checked
+    checked = json.loads(typed("data", "check", train, "--task", "classify", "--json"))
+    assert (checked["rows"], checked["usable"]) == ({"train": 240}, True)
+    assert set(checked["labels"]["train"]) == {"colour", "other"}
     out = tmp_path / "out"
-    tune(train, base, "classify", out, "--epochs", "5")
-    assert metric(out, test, "accuracy", "--report", tmp_path / "report") >= 0.97
-    answer = json.loads(gpt2kit("run", "classify", out, "blue wolf 七 八", "--json").stdout)
+    tune(train, base, "classify", out, "--epochs", "5", run=typed)
+    assert metric(out, test, "accuracy", "--report", tmp_path / "report", run=typed) >= 0.97
+    answer = json.loads(typed("run", "classify", out, "blue wolf 七 八", "--json"))
     assert answer["answer"] == "colour"
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
     assert "<table" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
@@ -81,19 +97,30 @@ def test_classify_from_a_table_to_a_label(base: Path, tmp_path: Path) -> None:
     assert "was tuned for classify" in wrong.stderr
 
 
-@pytest.mark.slow
-def test_pairs_stop_where_they_were_taught_to_although_eos_is_pad(base: Path, tmp_path: Path) -> None:
+def test_leaks_between_files_that_are_named_are_found(typed: Callable[..., str], tmp_path: Path) -> None:
+    train = write(tmp_path / "a.jsonl", [{"text": s, "label": "x" if "七" in s else "y"} for s in sentences(40, 1)])
+    first = json.loads(train.read_text(encoding="utf-8").splitlines()[0])
+    test = write(tmp_path / "b.jsonl", [first, {"text": "river of no return", "label": "z"}])
+    found = json.loads(typed("data", "check", train, "--test", test, "--json"))
+    assert found["rows"] == {"train": 40, "test": 2}
+    told = {(finding["kind"], finding["split"], finding["count"]) for finding in found["findings"]}
+    assert {("leaks", "test", 1), ("unseen-labels", "test", 1)} <= told
+
+
+def test_pairs_stop_where_they_were_taught_to_although_eos_is_pad(
+    base: Path, typed: Callable[..., str], tmp_path: Path
+) -> None:
     """Twenty short lines; greedy stops in twenty of twenty."""
     lines = sorted({s.split()[0] + " " + s.split()[1] for s in sentences(200)})[:20]
     pairs = write(tmp_path / "pairs.jsonl", [{"prompt": s, "completion": s.split()[0]} for s in lines])
     out = tmp_path / "out"
-    tune(pairs, base, "instruct", out, "--epochs", "160", "--validation", str(pairs))
+    tune(pairs, base, "instruct", out, "--epochs", "160", "--validation", str(pairs), run=typed)
     given = tmp_path / "asked.txt"
     given.write_text("\n".join(lines), encoding="utf-8")
-    answers = [json.loads(line) for line in gpt2kit("run", "instruct", out, given, "--json").stdout.splitlines()]
+    answers = [json.loads(line) for line in typed("run", "instruct", out, given, "--json").splitlines()]
     assert [a["finish_reason"] for a in answers] == ["stop"] * 20
     assert sum(a["answer"] == s.split()[0] for a, s in zip(answers, lines, strict=True)) >= 19
-    assert metric(out, pairs, "chrf") > 90
+    assert metric(out, pairs, "chrf", run=typed) > 90
 
 
 @pytest.mark.slow
