@@ -146,8 +146,8 @@ def _in_flags(error: UserError, options: type) -> UserError:
         known = [begun[1], *(name for name in names if "_" in name)]
         message = re.sub(rf"\b({'|'.join(known)})\b", lambda name: _flag(name[0]), message)
     if hint is not None:
-        given = re.compile(rf"(?<![\w\x22-])({'|'.join(names)})=(?=\S)")  # but for what stands behind a quotation mark
-        hint = given.sub(lambda name: f"{_flag(name[1])} ", hint)
+        given = re.compile(rf"\x22[^\x22]*\x22|(?<![\w-])({'|'.join(names)})=(?=\S)")  # but for what is quoted
+        hint = given.sub(lambda name: name[0] if name[1] is None else f"{_flag(name[1])} ", hint)
     return UserError(message, hint)
 
 

@@ -162,7 +162,7 @@ def test_an_error_reaches_the_shell_without_a_traceback(tmp_path: Path) -> None:
         ("n must be at most num_beams 2, got 3", None, "--n must be at most --num-beams 2, got 3"),
         ("max_tokens must be a whole number", "max_tokens=5", "--max-tokens must be a whole number\n--max-tokens 5"),
         ("my_n must be 3, top_k too", "in-n=5 or n= 5", "my_n must be 3, top_k too\nin-n=5 or n= 5"),
-        ("a grid", 'such as --space "top_k=1|2"', 'a grid\nsuch as --space "top_k=1|2"'),
+        ("a grid", 'such as --space "top_k=1|2, n=1|2"', 'a grid\nsuch as --space "top_k=1|2, n=1|2"'),
         ("top_k.txt must go", "seed=1, or temperature=0", "top_k.txt must go\n--seed 1, or --temperature 0"),
     ],
 )

@@ -129,6 +129,10 @@ def resolve(folder: str | Path, allow_hub: bool = False) -> tuple[Path, str | No
     if any((path / name).exists() for name in (CONFIG, WEIGHTS, INDEX)):
         return path, None
     checkpoint = _best_checkpoint(path)
+    if checkpoint is None and (path / "adapter_config.json").is_file():
+        over = command("serve", "BASE", "--adapters", f"mine={path}")
+        hint = f"{command('merge', path, '--from', 'BASE', '--out', 'runs/merged')}, or over its base: {over}"
+        raise UserError(f"{path} is an adapter, not a model", hint=hint)
     if checkpoint is None:
         raise UserError(f"{path} holds no model", hint=f"make one with: {command('train', 'my.txt', '--out', path)}")
     return checkpoint

@@ -82,7 +82,7 @@ def weight_files(folder: Path) -> list[str]:
     if (folder / "adapter").is_dir():
         raise UserError(
             f"{folder} holds an adapter over another model, and no weights",
-            hint="gpt2kit run and gpt2kit evaluate lay it over its base",
+            hint="gpt2kit run and gpt2kit evaluate lay it over its base; everything else takes that base itself",
         )
     raise UserError(f"{folder} has no weights: {WEIGHTS} is missing", hint="copy the whole folder again")
 

@@ -27,7 +27,7 @@ from gpt2kit.peft.inject import (
 from gpt2kit.peft.int8base import QuantisedLinear, dequantise_base, quantise_base
 from gpt2kit.peft.last import LastConfig
 from gpt2kit.peft.lora import LoraConfig
-from gpt2kit.peft.method import MethodConfig
+from gpt2kit.peft.method import MethodConfig, check_over_int8
 from gpt2kit.peft.prefix import PrefixConfig
 from gpt2kit.peft.presets import PRESETS, from_settings, method
 from gpt2kit.peft.prompt import PromptConfig, PTuningConfig
@@ -52,6 +52,7 @@ __all__ = [
     "activate",
     "adapted",
     "base_hash",
+    "check_over_int8",
     "dequantise_base",
     "describe",
     "from_settings",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gpt2kit.errors import UserError, closest, unknown
 from gpt2kit.model.config import GPT2Config
-from gpt2kit.model.headers import stored_shapes
+from gpt2kit.model.headers import is_transposed, stored_shapes
 from gpt2kit.training.fast import SeededDropout
 
 if TYPE_CHECKING:
@@ -196,12 +196,20 @@ def within(
     good = good and math.isfinite(value) and low <= value <= high
     if not good or (below and value == high) or (above and value == low):
         ends = f"{'(' if above else '['}{low:,}, {high:,}{')' if below else ']'}"
-        raise UserError(f"{name} must be {'a whole number ' if whole else ''}in {ends}, got {value!r}")
+        kind = "a whole number " if whole else ""
+        raise UserError(f"the adapter's {name} must be {kind}in {ends}, got {value!r}")
 
 
 def one_of(settings: MethodConfig, name: str, known: Iterable[str]) -> None:
     if getattr(settings, name) not in (known := tuple(known)):
         raise unknown(name, str(getattr(settings, name)), known)
+
+
+def check_over_int8(method: MethodConfig, config: GPT2Config) -> None:
+    """UserError where the adapter trains weights that an int8 base holds in int8."""
+    fixed = next((name for name in replaced_sizes(method, config) if is_transposed(name)), None)
+    if fixed is not None:
+        raise UserError(f"{fixed} cannot be trained: --int8-base keeps it in int8", hint="leave out --int8-base")
 
 
 def replaced_sizes(method: MethodConfig, config: GPT2Config) -> dict[str, int]:

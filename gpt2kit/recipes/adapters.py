@@ -88,7 +88,11 @@ def said_before(
     else:
         trained = peft.trainable_parameters(model, method)
         needed = plan.adapter_memory(model, config, trained, precision.dtype == "bf16", options.int8_base)
-        what = f"{options.method}: {trained:,} parameters are tuned beside {whole:,}, {100 * trained / whole:.2g} %"
+        if options.int8_base:
+            peft.check_over_int8(method, model)
+        share = 100 * trained / whole
+        shown = f"{share:.0f}" if share >= 10 else f"{share:.2g}"
+        what = f"{options.method}: {trained:,} parameters are tuned beside {whole:,}, {shown} %"
     needed += plan.keeping_memory(model, config, trained, bool(options.ewc), bool(options.lwf))
     plan.check_memory(needed, "use --method lora, --int8-base, a smaller --context or a smaller --batch")
     return f"{what}; at most {needed / 1e9:.2f} GB of memory"

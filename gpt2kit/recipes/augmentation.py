@@ -28,4 +28,8 @@ def augmented(
         neighbours = Neighbours(model.wte.weight.detach().numpy(), tokenizer)
     confusions = Confusions.learn(train.rows) if "noise" in chosen else None
     made = augment(train.rows, methods(chosen, neighbours, confusions), times, seed)
-    return dataclasses.replace(train, rows=made.rows), made.lines()
+    lines = made.lines()
+    if neighbours is not None and len(made.rows) == len(train.rows):
+        lines.append("no word of these rows is one token of the model, and only such have neighbours: delete and swap "
+                     "need none, and gpt2kit tokenizer extend gives it tokens for your text")  # fmt: skip
+    return dataclasses.replace(train, rows=made.rows), lines

@@ -23,6 +23,7 @@ from gpt2kit.tasks import task_of
 from gpt2kit.tasks.reference import ADAPTER, Reference, open_for_tasks
 
 BITS = "bits per byte"
+NOTABLE = 0.01  # bits per byte; a built-in text of some kilobytes does not tell less
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Figure:
     def __str__(self) -> str:
         if self.before is None or self.after is None:
             return f"{self.name}: not measured ({self.why})"
-        word = "forgotten" if round(self.worse or 0.0, 3) > 0 else "kept"  # as it is shown
+        least = NOTABLE if self.unit == BITS else 0.001
+        word = "forgotten" if round(self.worse or 0.0, 3) >= least else "kept"  # as it is shown
         change = self.after - self.before
         return f"{self.name}: {self.before:.3f} -> {self.after:.3f} {self.unit} ({change:+.3f}, {word})"
 

@@ -14,7 +14,7 @@ from typing import Any
 from gpt2kit.errors import UserError, unknown
 from gpt2kit.search.values import Choice, Range, Space
 
-FORM = "write it as: learning_rate=1e-5..1e-3:log, dropout=0|0.1|0.2, batch=8..32"
+FORM = 'write it as: --space "learning_rate=1e-5..1e-3:log, dropout=0|0.1|0.2, batch=8..32"'
 FIXED = (
     *("data", "out", "resume", "task", "validation", "columns", "classes", "field", "hub", "threads", "tensorboard"),
     *("replay", "probe", "remember", "sample"),

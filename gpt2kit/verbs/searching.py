@@ -47,7 +47,12 @@ def _say(display: Any, text: str) -> None:
 
 
 def _words(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.rstrip('_')} {value}" for name, value in values.items())
+    return ", ".join(f"{name.rstrip('_')} {_written(value)}" for name, value in values.items())
+
+
+def _written(value: object) -> str:
+    """As --space takes it."""
+    return "none" if value is None else str(value)
 
 
 def _ended(trial: Tried) -> str:
@@ -74,7 +79,7 @@ def print_result(found: Searched) -> None:
     said = {"pruned": "ended early", "fail": "failed", "running": "not done"}
     for trial in rows:
         loss = "" if trial.value is None else f"{trial.value:.4f}"
-        values = [str(trial.values.get(name, "")) for name in names]
+        values = [_written(trial.values.get(name, "")) for name in names]
         state = "best" if trial == found.best else said.get(trial.state, "")
         table.add_row(*map(Text, (str(trial.number + 1), loss, *values, state)))
     if rows:

@@ -316,11 +316,15 @@ WRONG = {
     "a rank for full": (("--rank", 4), "--rank is for adapters"),
     "a rank for prefix": (("--method", "prefix", "--rank", 4), "prefix has no rank"),
     "a rank beyond the weights": (("--method", "lora", "--rank", 64), "exceeds"),
+    "a setting out of range": (
+        ("--method", "lora", "--method-settings", "dropout=1.5"),
+        "the adapter's dropout must be",
+    ),
     "an unknown setting": (("--method", "lora", "--method-settings", "alhpa=3"), "alpha"),
     "a setting that is no number": (("--method", "lora", "--method-settings", "alpha=much"), "must be a float"),
     "settings without a value": (("--method", "lora", "--method-settings", "alpha"), "must look like"),
     "a pattern that matches nothing": (("--method", "lora", "--method-settings", "targets=c_atn"), "c_attn"),
-    "int8 under whole layers": (("--method", "last", "--int8-base"), "kept in int8"),
+    "int8 under whole layers": (("--method", "last", "--int8-base"), "--int8-base keeps it in int8"),
     "muon for adapters": (("--method", "lora", "--optimizer", "muon"), "muon"),
     "more virtual tokens than positions": (("--method", "prompt", "--method-settings", "tokens=60"), "leave no room"),
     "a context beyond what they leave": (("--method", "prompt", "--context", 40), "the model's 28"),
@@ -332,7 +336,7 @@ def test_wrong_flags_are_told(run: Cli, base: Path, reviews: Path, kind: str) ->
     flags, said = WRONG[kind]
     done = run("finetune", reviews, "--from", base, "--task", "classify", "--out", "out", *flags)
     assert (done.code, said in done.err) == (2, True), done.err
-    assert not Path("out/model.safetensors").exists()
+    assert not Path("out/run.json").exists()  # the same command can be given again, mended
 
 
 def test_settings_reach_the_adapter(run: Cli, base: Path, reviews: Path) -> None:

@@ -299,6 +299,7 @@ def test_links_out_of_a_strangers_folder_are_not_followed(saved: Path, tmp_path:
         (lambda p: None, "there is no model folder", "gpt2kit train my.txt --out"),
         (lambda p: p.write_text("x"), "is a file, not a model folder", "config.json"),
         (lambda p: p.mkdir(), "holds no model", "gpt2kit train my.txt --out"),
+        (lambda p: (p.mkdir(), (p / "adapter_config.json").write_text("{}")), "is an adapter", "gpt2kit merge"),
         (lambda p: (p.parent / "run-a").mkdir(), "there is no model folder", "did you mean .*run-a"),
         (lambda p: (p / "checkpoints" / "step-3").mkdir(parents=True), "holds no model", "gpt2kit train"),
         (

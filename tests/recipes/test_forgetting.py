@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def test_a_probe_of_the_user_is_measured_in_bits_per_byte(small: Path, tmp_path:
 def test_a_lost_bit_and_a_lost_point_are_both_worse() -> None:
     assert str(Figure("x", BITS, 2.0, 2.5)) == "x: 2.000 -> 2.500 bits per byte (+0.500, forgotten)"
     assert str(Figure("x", "fraction", 0.9, 0.6)) == "x: 0.900 -> 0.600 fraction (-0.300, forgotten)"
-    assert str(Figure("x", BITS, 2.0, 2.0004)) == "x: 2.000 -> 2.000 bits per byte (+0.000, kept)"
+    assert str(Figure("x", BITS, 2.0, 2.0094)) == "x: 2.000 -> 2.009 bits per byte (+0.009, kept)"
+    assert str(Figure("x", BITS, 2.0, 2.0104)) == "x: 2.000 -> 2.010 bits per byte (+0.010, forgotten)"
+    assert str(Figure("x", "fraction", 0.6, 0.598)) == "x: 0.600 -> 0.598 fraction (-0.002, forgotten)"
     assert str(Figure("x", "fraction", 0.6, 0.6)) == "x: 0.600 -> 0.600 fraction (+0.000, kept)"
 
 
@@ -70,6 +73,18 @@ def test_words_are_replaced_by_neighbours_in_the_models_own_embedding(small: Pat
     assert {row.augmented for row in made} <= {"replace", "insert"}
     assert made
     assert "augmented rows" in lines[0]
+
+
+def test_a_vocabulary_without_their_words_is_said_to_give_no_neighbours(small: Path) -> None:
+    train = read_examples([str(small / "labels.jsonl")], "classify")
+    rows = [dataclasses.replace(row, text="春眠不觉晓") for row in train.rows]
+    _, tokenizer = folder.load(small / "base")
+    assert tokenizer is not None
+    found, lines = augmented(
+        dataclasses.replace(train, rows=rows), "replace,insert", 1, 0, "classify", small / "base", tokenizer
+    )
+    assert len(found.rows) == len(rows)
+    assert "no word of these rows is one token" in lines[-1]
 
 
 def test_noise_makes_more_mistakes_to_correct(small: Path, tmp_path: Path) -> None:
