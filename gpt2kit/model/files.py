@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 CONFIG = "config.json"
+ADAPTER_RUN = "adapter run"  # the kind of a folder whose weights are those of a base and of its adapter/ together
 READ = (  # what loading reads besides the weights, where it is there
     *(CONFIG, "generation_config.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -226,7 +227,8 @@ def describe(folder: str | Path, verify: bool = True, allow_hub: bool = False) -
     path, chosen = resolve(folder, allow_hub)
     notes = [] if chosen is None else [chosen]
     manifest = commit.manifest(path)
-    names = read_names(path)
+    adapted = manifest is not None and manifest.get("kind") == ADAPTER_RUN
+    names = list(manifest["files"]) if manifest is not None and adapted else read_names(path)
     if manifest is None:
         notes.append(f"no {commit.MANIFEST}: made by another tool, and not verified")
     elif verify:
@@ -236,8 +238,11 @@ def describe(folder: str | Path, verify: bool = True, allow_hub: bool = False) -
         except UserError as error:  # the model card, or files of another stage: the model itself is sound
             notes.append(error.message)
     config, tokenizer = read_head(path, notes)
-    found = read_headers(path)
-    check_headers(found, config, path)
+    found = {} if adapted else read_headers(path)
+    if adapted:
+        notes.append("its weights are an adapter's, over those of its base: gpt2kit run and gpt2kit evaluate use both")
+    else:
+        check_headers(found, config, path)
     origin = {key: value for key, value in (manifest or {}).items() if key not in commit.RESERVED}
     return {
         "folder": str(path),

@@ -19,7 +19,7 @@ from gpt2kit import commit
 from gpt2kit.errors import UserError
 from gpt2kit.model import folder as model_folder
 from gpt2kit.model.config_file import write_config
-from gpt2kit.model.files import CONFIG
+from gpt2kit.model.files import ADAPTER_RUN, CONFIG
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.peft.inject import Adapted, merge
 from gpt2kit.peft.int8base import dequantise_base
@@ -77,7 +77,7 @@ def _save_without_weights(
     """Config and tokenizer, so that readers of model folders know what the adapter answers to."""
     record = model_folder.complete_lineage(model, tokenizer, lineage)
     target = folder / ".model"
-    with commit.folder(target, "adapter run", record) as staging:
+    with commit.folder(target, ADAPTER_RUN, record) as staging:
         if tokenizer is not None:
             tokenizer.save(staging)
         write_config(staging / CONFIG, model.config, tokenizer)

@@ -165,7 +165,8 @@ def run_info(options: InfoOptions) -> int:
         print_json(found)
         return 0
     config, tokenizer = found["config"], found["tokenizer"]
-    print(f"{found['folder']}: a {found['kind']} folder, {'verified' if found['verified'] else 'not verified'}")
+    article = "an" if found["kind"].startswith("a") else "a"
+    print(f"{found['folder']}: {article} {found['kind']} folder, {'verified' if found['verified'] else 'not verified'}")
     print_fact(
         "shape",
         f"{plural(config['n_layer'], 'layer')}, {plural(config['n_head'], 'head')}, {config['n_embd']} wide, "

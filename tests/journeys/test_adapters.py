@@ -284,6 +284,8 @@ def test_the_base_is_found_from_another_place_and_another_is_refused(
     Path("else").mkdir()
     monkeypatch.chdir("else")
     assert run("run", "classify", "../runs/out", "red").code == 0  # by the way from the run folder
+    told = run("info", "../runs/out")
+    assert (told.code, "an adapter run folder, verified" in told.out, method in told.out) == (0, True, True), told.err
     Path("../models").rename("models")
     assert run("run", "classify", "../runs/out", "red").code == 0  # by the name given, from here
     model, tokenizer = folder.load("models/mine")
