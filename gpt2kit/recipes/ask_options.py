@@ -23,7 +23,9 @@ class AskOptions:
     balanced: bool = False  # of each label as many
     template: str | None = None  # without tuning: the prompt, as 'Review: {text}\nIt was {label}'
     search_prompts: str | None = None  # a file with a template a line, or builtin: the best one on --examples is used
-    per: Literal["token", "byte", "total"] = "token"  # rank without tuning: the likelihood per what
+    per: Literal["token", "byte", "total", "last"] = (
+        "token"  # rank without tuning: likelihood per what; last: the last token's
+    )
     unconditional: bool = False  # rank without tuning: less the likelihood behind an empty query
     pooling: Literal["mean", "last"] = "mean"  # embed: the mean of the hidden states, or the last one
     seed: int = 0  # of the order of examples; of what write draws

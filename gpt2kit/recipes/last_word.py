@@ -89,7 +89,8 @@ def score_last_words(
                 greedy.append(all(_is_likeliest(choice) for choice in found))
             progress(len(nats), len(words))
     if shortened:
-        note(f"{plural(shortened, 'text')} lost its beginning: the model has {room} positions")
+        whose = "its" if shortened == 1 else "their"
+        note(f"{plural(shortened, 'text')} lost {whose} beginning: the model has {room} positions")
     return last_word(words, nats, greedy, given)
 
 

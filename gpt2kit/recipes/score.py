@@ -6,22 +6,21 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gpt2kit import commit
 from gpt2kit.data.examples import read_examples
-from gpt2kit.data.families import AnswerRow, RankRow, Row
-from gpt2kit.errors import UserError
+from gpt2kit.data.families import Row
+from gpt2kit.errors import UserError, unknown
 from gpt2kit.model.files import lineage, resolve
 from gpt2kit.recipes.ask_options import AskOptions
 from gpt2kit.recipes.asking import choose, with_best_prompt
 from gpt2kit.scores.result import Scores
-from gpt2kit.tasks import task_of
+from gpt2kit.tasks import NAMES, NEVER_TUNED, task_of
 from gpt2kit.tasks.prompted import Tried
 from gpt2kit.tasks.reference import answered_by, open_for_tasks
 from gpt2kit.tasks.spans import Spans, best_threshold
 from gpt2kit.tasks.task import Answer, Graded
-from gpt2kit.training.track import read_metrics
 
 BATCH = 512  # examples that are answered before progress is told
 
@@ -58,6 +57,8 @@ def score_files(
     name = name or (kept["name"] if isinstance(kept, Mapping) else None)
     if name is None:
         choose(kept, name, ask)
+    elif name not in (*NAMES, *NEVER_TUNED):
+        raise unknown("task", name, NAMES)
     found = read_examples(list(paths), name, columns, classes=classes)
     found, chosen = found.to_score()
     for line in [*found.report.lines(), *([chosen] if chosen else [])]:
@@ -92,36 +93,3 @@ def tune_threshold(folder: str | Path, found: Scored) -> tuple[float, Scored]:
     commit.replace_json(path / commit.MANIFEST, manifest | {"task": task.values()})
     answers = [task.decide(answer) for answer in found.answers]
     return task.threshold, dataclasses.replace(found, scores=task.score(found.examples, answers), answers=answers)
-
-
-def write(out: str | Path, folder: str | Path, found: Scored) -> Path:
-    """report.json and report.html in `out`: the scores, where a classifier errs, the worst examples."""
-    from gpt2kit.scores import classification
-    from gpt2kit.scores.report import Report, by_length, losses_of, worst, write_report
-
-    inputs = [example.key for example in found.examples]
-    gold = [_wanted(example) for example in found.examples]
-    predicted = [answer.text for answer in found.answers]
-    first = found.scores.items[0]
-    values = None if first.examples is None else first.examples.values
-    more: dict[str, Any] = {}
-    if found.task == "classify" and "accuracy" in found.scores:
-        more["confusion"] = classification.confusion(gold, predicted)
-        more["per_class"] = classification.per_class(gold, predicted)
-    if values is not None:
-        more["lengths"] = by_length(inputs, values)
-        more["examples"] = worst(inputs, gold, predicted, values)
-    report = Report(
-        f"{found.task}: {Path(folder).resolve().name}", found.scores, found.task, example_score=first.name,
-        diff=found.task != "classify", lineage=lineage(folder), losses=losses_of(read_metrics(Path(folder))), **more,
-    )  # fmt: skip
-    return write_report(out, report)
-
-
-def _wanted(example: Row) -> str:
-    """The right answer, for people."""
-    if isinstance(example, RankRow):
-        return example.candidates[example.chosen]
-    if isinstance(example, AnswerRow):
-        return " / ".join(dict.fromkeys(text for text, _ in example.answers))
-    return example.target

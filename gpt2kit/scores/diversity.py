@@ -5,6 +5,7 @@ Units are Chinese characters and words of other scripts, and punctuation marks, 
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
@@ -14,13 +15,14 @@ import numpy as np
 
 from gpt2kit.errors import UserError
 from gpt2kit.scores.generation import BLEU_TOKENIZER, sacrebleu_metrics
-from gpt2kit.scores.intervals import Floats, Resampling, jackknife_interval
+from gpt2kit.scores.intervals import Floats, Resampling, Sample, jackknife_interval, ratio
 from gpt2kit.scores.result import FRACTION, POINTS, Score, Scores, TestSet, check_pairs, mean_of, measured
 from gpt2kit.scores.segment import Language, check_language, ngrams, units
 
 DISTINCT = (1, 2)
 REPETITION = (1, 2, 3, 4)
 ORDER = 4  # of BLEU
+COMPARED = 1000  # texts of self-BLEU: all of 3,000 texts of 60 words would take 2 s
 
 
 def diversity(
@@ -47,14 +49,16 @@ def diversity(
         else:
             notes.append(f"distinct_{n} is undefined: no text has {n} tokens")
     for n in REPETITION:
-        long = [row for row in tokens if len(row) >= n]
+        long = sum(len(row) >= n for row in tokens)
         if long:
-            scores.append(repetition(long, n, test, resampling))
-        if len(long) < len(tokens):
-            notes.append(f"rep_{n} is over {len(long)} of {len(tokens)} texts: the others have fewer than {n} tokens")
+            scores.append(repetition(tokens, n, test, resampling))
+        if long < len(tokens):
+            notes.append(f"rep_{n} is over {long} of {len(tokens)} texts: the others have fewer than {n} tokens")
     spoken = check_language(language, texts)
     if len(texts) > 1:
-        scores.append(self_bleu(texts, spoken, test, resampling))
+        scores.append(self_bleu(_some(texts, inputs), spoken, test, resampling))
+        if len(texts) > COMPARED:
+            notes.append(f"self_bleu is over {COMPARED} of {len(texts)} texts")
     else:
         notes.append("self_bleu is undefined: it needs two texts")
     return Scores(tuple(scores), tuple(notes))
@@ -65,6 +69,18 @@ def _test_set(texts: Sequence[str], inputs: Sequence[str] | None) -> TestSet:
         return TestSet(f"{len(texts)} texts, inputs not given", "")
     found = TestSet.of(inputs)
     return TestSet(found.name.replace("references", "inputs", 1), found.order)
+
+
+def _some(texts: Sequence[str], inputs: Sequence[str] | None) -> list[str]:
+    """At most COMPARED of the texts: answers to the same inputs whoever wrote them, in whatever order they come."""
+    if len(texts) <= COMPARED:
+        return list(texts)
+
+    def place(i: int) -> tuple[bytes, bytes]:
+        given, text = (hashlib.sha256(one.encode()).digest() for one in ((inputs or texts)[i], texts[i]))
+        return given, text
+
+    return [texts[i] for i in sorted(range(len(texts)), key=place)[:COMPARED]]
 
 
 def distinct(tokens: Sequence[Sequence[str]], n: int, test: TestSet, resampling: Resampling) -> Score:
@@ -87,10 +103,15 @@ def distinct(tokens: Sequence[Sequence[str]], n: int, test: TestSet, resampling:
 
 
 def repetition(tokens: Sequence[Sequence[str]], n: int, test: TestSet, resampling: Resampling) -> Score:
-    """1 - distinct n-grams / n-grams of each text, the mean over texts: seq-rep-n. (Welleck et al. 2020)"""
-    values = np.array([1 - len(set(grams)) / len(grams) for grams in (ngrams(row, n) for row in tokens)])
+    """1 - distinct n-grams / n-grams of each text, the mean over texts that have one: seq-rep-n. (Welleck et al. 2020)
+
+    Shorter texts stay as examples without weight, so that two systems are paired text by text.
+    """
+    grams = [ngrams(row, n) for row in tokens]
+    parts = np.array([(1 - len(set(row)) / len(row), 1.0) if row else (0.0, 0.0) for row in grams])
+    interval = Sample(parts).interval(ratio, resampling, trials=float(parts[:, 1].sum()))
     said = f"1 - distinct {n}-grams / {n}-grams of a text, mean over texts"
-    return mean_of(f"rep_{n}", values, test, resampling, definition=said)
+    return measured(f"rep_{n}", interval, len(tokens), FRACTION, test, resampling, (parts, ratio), definition=said)
 
 
 def self_bleu(texts: Sequence[str], language: Language, test: TestSet, resampling: Resampling) -> Score:

@@ -26,7 +26,7 @@ def last_word(
     inputs: Sequence[str] | None = None,
     resampling: Resampling | None = None,
 ) -> Scores:
-    """accuracy and perplexity per word.
+    """accuracy and perplexity, per character where every word is one character, as of Chinese texts, else per word.
 
     Of each text: its last word, the nats that the model needs for it, and whether each of its tokens was the likeliest.
     UserError for an empty set and for losses that are not finite.
@@ -42,8 +42,9 @@ def last_word(
     drawn = Sample(parts).interval(_perplexity, resampling)
     value = float(_perplexity(parts.sum(0)))
     interval = Interval(value, min(drawn.low, value), max(drawn.high, value), drawn.method, drawn.undefined)
+    unit = "character" if all(len(word) == 1 for word in words) else "word"
     perplexity = measured(
-        "perplexity", interval, len(losses), "perplexity per word", test, resampling, (parts, _perplexity), losses,
+        "perplexity", interval, len(losses), f"perplexity per {unit}", test, resampling, (parts, _perplexity), losses,
         definition=PERPLEXITY,
     )  # fmt: skip
     return Scores((accuracy, perplexity))

@@ -76,6 +76,12 @@ _METRICS: dict[str, tuple[str, str, str, str]] = {
     r"rep_(\d)": (
         r"rep-\1", r"repeated \1-grams within a text",
         r"rep-\1", r"文内重复的 \1 元组所占比例"),
+    "fluency": (
+        "Fluency", "bits that another model needs for a character of the answers",
+        "流畅度", "另一模型为回答的每个字符所需的比特数"),
+    "fluency_of_references": (
+        "Fluency of the references", "bits that another model needs for a character of the references",
+        "参考答案的流畅度", "另一模型为参考答案的每个字符所需的比特数"),
     "(detection|correction)_accuracy": (
         r"\1: accuracy", "share of sentences handled exactly right",
         r"\1：准确率", "处理完全正确的句子所占比例"),
@@ -129,7 +135,7 @@ _PARTS = {  # what a group matched, in English and Chinese
 }
 # fmt: on
 _LESS_IS_BETTER = re.compile(
-    r"calibration_error|self_bleu|rep_\d|false_positive_rate|perplexity|loss|bits_per_(byte|character)"
+    r"calibration_error|self_bleu|rep_\d|false_positive_rate|perplexity|loss|bits_per_(byte|character)|fluency(_of_references)?"
 )
 
 

@@ -29,7 +29,7 @@ def ranking(
     inputs: Sequence[str] | None = None,
     resampling: Resampling | None = None,
 ) -> Scores:
-    """mrr, hits@k and ndcg@k of Q queries, each with its own number of candidates.
+    """mrr, hits@k and ndcg@k of Q queries, each with its own number of candidates; accuracy where one of them is right.
 
     `relevance[q][c]` is 0 or more (above 0 is relevant; NDCG uses the amount), `scores[q][c]` the model's score.
     A k of at least the largest number of candidates is left out and noted: every query would hit. UserError for an
@@ -44,6 +44,9 @@ def ranking(
     ranks = np.array([first_rank(*row) for row in rows], dtype=np.float64)
     said = "1 / rank of the first relevant candidate, ties counted last"
     found = [mean_of("mrr", 1 / ranks, test, resampling, definition=said)]
+    if most > 1 and all((row[0] > 0).sum() == 1 for row in rows):
+        said = "share of queries whose right candidate is the first, ties counted last"
+        found.append(mean_of("accuracy", (ranks == 1).astype(np.float64), test, resampling, definition=said))
     for k in hits:
         if k < most:
             said = f"share of queries with a relevant candidate among the first {k}, ties counted last"

@@ -84,11 +84,17 @@ class Chat:
         return answers
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> Scores:
-        from gpt2kit.scores.generation import generation
+        from gpt2kit.scores.written import written
 
         rows = [cast(ChatRow, example) for example in examples]
-        gold = [row.messages[len(_asked(row))].content if len(_asked(row)) < len(row.messages) else "" for row in rows]
-        return generation(gold, [answer.text for answer in answers], inputs=[row.key for row in rows])
+        gold = [reply_wanted(row) for row in rows]
+        return written(gold, [answer.text for answer in answers], inputs=[row.key for row in rows])
+
+
+def reply_wanted(row: ChatRow) -> str:
+    """What the assistant says to the turn that is asked; "" where the conversation does not tell."""
+    asked = len(_asked(row))
+    return row.messages[asked].content if asked < len(row.messages) else ""
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:

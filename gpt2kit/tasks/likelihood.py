@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from gpt2kit.errors import UserError
 from gpt2kit.model.sampling import SamplingSettings
+from gpt2kit.tasks.task import end_of_text
 
 if TYPE_CHECKING:
     from gpt2kit.engine import Engine
@@ -82,6 +83,13 @@ def _force(
                 choice = next(one for one in reversed(scored) if one is not None)
             assert choice.logprob is not None
             known[before, token] = choice.logprob
+
+
+def nats_of(engine: Engine, texts: Sequence[str]) -> list[float]:
+    """What each text costs behind an end-of-text token, in nats; past the context the view slides. An empty one: 0."""
+    tokenizer, eos = end_of_text(engine.tokenizer)
+    scored = engine.score([[eos, *tokenizer.encode(text)] for text in texts])
+    return [-sum(choice.logprob or 0.0 for choice in row if choice is not None) for row in scored]
 
 
 def middle_out(ids: list[int], room: int) -> list[int]:

@@ -97,14 +97,14 @@ class Pairs:
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> Scores:
         from gpt2kit.scores.correction import correction
-        from gpt2kit.scores.generation import generation
+        from gpt2kit.scores.written import written
 
         rows = cast("Sequence[PairRow]", examples)
         gold, inputs = [row.completion for row in rows], [row.prompt for row in rows]
         predicted = [answer.text for answer in answers]
-        if self.name in ("correct", "edit"):
+        if self.name == "correct":
             return correction(gold, predicted, inputs)
-        return generation(gold, predicted, inputs=inputs)
+        return written(gold, predicted, inputs, exact=self.name == "edit")
 
 
 def changes(before: str, after: str) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 Tuned: a head with one output reads query and candidate; it learns from which candidate was right
 (training/pairwise.py). Without tuning: by the log-likelihood of the candidate behind the query, per token, per byte
-or in total, and where asked for less what it has behind an empty query (Brown et al. 2020, section 2.4), which takes
-away that common texts are likely.
+or in total, or of its last token alone, given all before it; and where asked for less what it has behind an empty query
+(Brown et al. 2020, section 2.4), which takes away that common texts are likely.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gpt2kit.training.pairwise import Preferences
 
 TEMPLATE = "{query}\n{candidate}"
-Per = Literal["token", "byte", "total"]
+Per = Literal["token", "byte", "total", "last"]
 BY = ("head", "likelihood")
 HEAD = ("score",)  # the label of a tuned model's only output
 
@@ -49,8 +49,8 @@ class Rank:
             raise UserError(f"the template must hold {{query}} once and end in {{candidate}}, got {self.template!r}")
         if self.by not in BY:
             raise unknown("way to rank", self.by, BY)
-        if self.per not in ("token", "byte", "total"):
-            raise unknown("per", self.per, ("token", "byte", "total"))
+        if self.per not in get_args(Per):
+            raise unknown("per", self.per, get_args(Per))
 
     def values(self) -> dict[str, Any]:
         return {"name": self.name, "template": self.template}
@@ -136,7 +136,7 @@ class Rank:
         return [[x / n for x, n in zip(*pair, strict=True)] for pair in zip(found, sizes, strict=True)]
 
     def _size(self, candidate: str, tokenizer: Tokenizer) -> int:
-        if self.per == "total":
+        if self.per in ("total", "last"):
             return 1
         return len(candidate.encode()) if self.per == "byte" else len(self._parts("", [candidate], tokenizer)[1][0])
 
@@ -157,7 +157,11 @@ class Rank:
                 raise UserError(f"a candidate has {longest} tokens, the model sees {N}", hint="shorten the candidates")
             prompts.append((prompt or [eos])[-(N - longest) :])
             tails.append(group)
-        return continuations(engine, prompts, tails)
+        if self.per != "last":
+            return continuations(engine, prompts, tails)
+        fronts = [[*prompt, *one[:-1]] for prompt, group in zip(prompts, tails, strict=True) for one in group]
+        found = iter(continuations(engine, fronts, [[one[-1:]] for group in tails for one in group]))
+        return [[next(found)[0] for _ in group] for group in tails]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> Scores:
         from gpt2kit.scores.ranking import ranking

@@ -42,6 +42,7 @@ class EvaluateOptions(AskOptions):
     task: str | None = None  # classify, translate, answer, rank …; None: what the model was tuned for
     report: str | None = None  # of a task: a folder for report.html and report.json
     columns: str | None = None  # of a task's data: which field is what, as text=review,label=stars
+    fluency_by: str | None = None  # of written answers: another model's folder; its bits per character of them
     classes: str | None = None  # of a classifier's data: a file with one class a line, for labels that are numbers
     tune_threshold: bool = False  # of extractive answers: keep the threshold in the model that is best on this data
     precision: Literal["int8", "fp32", "auto"] = "auto"  # of the engine that answers a task
@@ -60,7 +61,7 @@ def run_evaluate(options: EvaluateOptions) -> int:
     kept = lineage(path).get("task") or {}
     if not options.perplexity and (options.task or kept.get("name")) not in (None, "write"):
         return _score(options, path)
-    names = ("report", "tune_threshold", "columns", "classes", *sorted(options.given))
+    names = ("report", "fluency_by", "tune_threshold", "columns", "classes", *sorted(options.given))
     idle = next((name for name in names if getattr(options, name)), None)
     if options.precision == "int8":
         raise UserError("a text's perplexity is computed in float32", hint="leave out --precision")
@@ -93,7 +94,8 @@ def _last_words(options: EvaluateOptions) -> int:
     from gpt2kit.recipes.last_word import score_last_words
     from gpt2kit.verbs.generating import tell_stages
 
-    names = ("context", "stride", "perplexity", "task", "columns", "classes", "report", "tune_threshold", "hub")
+    names = ("context", "stride", "perplexity", "task", "columns", "classes", "report", "tune_threshold", "hub",
+             "fluency_by")  # fmt: skip
     idle = next((name for name in (*names, *sorted(options.given)) if getattr(options, name)), None)
     if idle is not None:
         raise UserError(f"--{idle.replace('_', '-')} says nothing of a last word", hint="leave one of the two out")
@@ -112,14 +114,19 @@ def _last_words(options: EvaluateOptions) -> int:
 
 
 def _score(options: EvaluateOptions, path: Path) -> int:
+    from gpt2kit.model.files import lineage
     from gpt2kit.progress import Progress
-    from gpt2kit.recipes.score import score_files, tune_threshold, write
+    from gpt2kit.recipes.fluency import add_fluency, check_fluency
+    from gpt2kit.recipes.score import score_files, tune_threshold
+    from gpt2kit.recipes.score_report import write
     from gpt2kit.recipes.tuning_options import read_columns
     from gpt2kit.verbs.generating import tell_stages
 
     idle = next((name for name in ("context", "stride", "field") if getattr(options, name) is not None), None)
     if idle is not None:
         raise UserError(f"--{idle} is of a text's perplexity, not of a task's answers", hint="add --perplexity")
+    if options.fluency_by is not None:
+        check_fluency(options.task or lineage(path)["task"]["name"], path, options.fluency_by)
     notes: list[str] = []
     with Progress(transient=True) as progress:
         found = score_files(
@@ -127,6 +134,11 @@ def _score(options: EvaluateOptions, path: Path) -> int:
             options.precision, options.threads, notes.append,
             lambda done, total: progress.show("answering", done, total, f"{done:,} of {total:,}"), tell_stages(),
         )  # fmt: skip
+        if options.fluency_by is not None:
+            found = add_fluency(
+                found, options.fluency_by, options.precision, options.threads, notes.append,
+                lambda done, total: progress.show("reading", done, total, f"{done:,} of {total:,}"), tell_stages(),
+            )  # fmt: skip
     more: dict[str, object] = {}
     if options.tune_threshold:
         more["threshold"], found = tune_threshold(path, found)

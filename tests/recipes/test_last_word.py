@@ -69,9 +69,10 @@ def test_the_command_prints_both_and_names_what_is_idle(
 
 def test_a_text_longer_than_the_context_loses_its_beginning(small: Path, tmp_path: Path) -> None:
     rows, notes = tmp_path / "rows.jsonl", list[str]()
-    rows.write_text(json.dumps({"text": "wolf sheep " * 60 + "red"}) + "\n", encoding="utf-8")
-    score_last_words(small / "base", [str(rows)], note=notes.append)
-    assert any("1 text lost its beginning: the model has 48 positions" in note for note in notes)
+    for count, said in ((1, "1 text lost its beginning"), (2, "2 texts lost their beginning")):
+        rows.write_text((json.dumps({"text": "wolf sheep " * 60 + "red"}) + "\n") * count, encoding="utf-8")
+        score_last_words(small / "base", [str(rows)], note=notes.append)
+        assert any(f"{said}: the model has 48 positions" in note for note in notes)
 
 
 def test_a_long_document_is_asked_once(small: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ pytest.importorskip("sacrebleu", reason="needs the extra 'scores'")
 import sacrebleu
 
 from gpt2kit.errors import UserError
+from gpt2kit.scores import diversity as diversity_module
+from gpt2kit.scores.comparison import compare
 from gpt2kit.scores.diversity import diversity, self_bleu_values
 from gpt2kit.scores.intervals import Resampling
 
@@ -107,3 +109,30 @@ def test_prompts_name_the_test_set() -> None:
     b = diversity(["x y", "y z"], inputs=["p", "r"], resampling=FEW)
     assert a["rep_1"].protocol["test_set"].startswith("inputs, 2 examples")
     assert a["rep_1"].protocol["test_set"] != b["rep_1"].protocol["test_set"]
+
+
+def test_texts_of_unlike_length_are_compared_in_pairs() -> None:
+    """Two systems abstain on different questions: as many texts have a bigram, not the same ones."""
+    asked = ["p", "q", "r"]
+    first = diversity(["x x x", "y", "y z y"], inputs=asked, resampling=FEW)["rep_2"]
+    second = diversity(["x", "y y y", "y z"], inputs=asked, resampling=FEW)["rep_2"]
+    assert (first.value, second.value) == (1 / 4, 1 / 4)
+    assert first.n == second.n == 3
+    found = compare(first, second, FEW)
+    assert found.low is not None
+    assert first.examples is not None
+    assert first.examples.parts.tolist() == [[0.5, 1], [0, 0], [0, 1]]
+
+
+def test_self_bleu_of_many_texts_takes_answers_to_the_same_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diversity_module, "COMPARED", 4)
+    asked = [f"prompt {n}" for n in range(12)]
+    first = [f"one {n}" for n in range(12)]
+    second = [f"two {n}" for n in range(12)]
+    chosen = [text.split()[1] for text in diversity_module._some(first, asked)]
+    assert [text.split()[1] for text in diversity_module._some(second, asked)] == chosen
+    assert [text.split()[1] for text in diversity_module._some(first[::-1], asked[::-1])] == chosen
+    found = diversity(first, inputs=asked, resampling=FEW)
+    assert found["self_bleu"].n == 4
+    assert found["distinct_1"].n == 12
+    assert "self_bleu is over 4 of 12 texts" in found.notes

@@ -44,3 +44,8 @@ def test_what_is_refused() -> None:
         last_word(WORDS, NATS[:3], GREEDY)
     with pytest.raises(UserError):
         last_word([], [], [])
+
+
+def test_single_characters_are_no_words() -> None:
+    assert last_word(["来", "天"], [0.5, 2.0], [True, False])["perplexity"].unit == "perplexity per character"
+    assert last_word(["来", " 天"], [0.5, 2.0], [True, False])["perplexity"].unit == "perplexity per word"

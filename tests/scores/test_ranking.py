@@ -98,3 +98,9 @@ def test_wrong_inputs_say_what_is_wrong(relevance: Any, scores: Any, said: str) 
         ranking(relevance, scores)
     with pytest.raises(UserError, match="k must be at least 1"):
         ranking([[1, 0]], [[1, 0]], hits=[0])
+
+
+def test_one_right_candidate_makes_an_accuracy_and_several_do_not() -> None:
+    one = ranking([[0, 1], [1, 0]], [[1, 2], [1, 2]], resampling=FEW)
+    assert one["accuracy"].value == one["hits@1"].value == 1 / 2
+    assert "accuracy" not in ranking([[1, 1, 0], [1, 0, 0]], [[3, 2, 1], [3, 2, 1]], resampling=FEW)

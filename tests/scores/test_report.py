@@ -313,6 +313,7 @@ def test_every_metric_has_a_name_in_both_languages() -> None:
         "distinct_1",
         "rep_4",
         "self_bleu",
+        "fluency",
         "token_f1_answerable",
     }:
         metric = names.describe(name)

@@ -6,7 +6,7 @@ import pytest
 
 from gpt2kit.engine import Engine
 from gpt2kit.errors import UserError
-from gpt2kit.tasks.likelihood import FORCED, continuations, middle_out
+from gpt2kit.tasks.likelihood import FORCED, continuations, middle_out, nats_of
 
 
 def by_scoring(engine: Engine, prompt: list[int], one: list[int]) -> float:
@@ -57,3 +57,14 @@ def test_what_cannot_be_scored_is_said(engine: Engine) -> None:
 def test_a_long_text_keeps_its_first_quarter_and_its_end() -> None:
     assert middle_out(list(range(20)), 8) == [0, 1, 14, 15, 16, 17, 18, 19]
     assert middle_out([1, 2, 3], 3) == [1, 2, 3]
+
+
+def test_a_text_costs_what_all_its_tokens_cost_behind_an_end_of_text_token(engine: Engine) -> None:
+    assert engine.tokenizer is not None
+    assert engine.tokenizer.eot_id is not None
+    long = "the lazy dog " * 60  # past the context
+    ids = [engine.tokenizer.encode(text) for text in ("the lazy dog", "春眠")]
+    found = nats_of(engine, ["the lazy dog", "春眠", "", long])
+    assert found[:2] == [pytest.approx(-by_scoring(engine, [engine.tokenizer.eot_id], one)) for one in ids]
+    assert found[2] == 0
+    assert found[3] > found[0]

@@ -46,6 +46,20 @@ def test_likelihood_is_taken_per_token_per_byte_or_in_total(engine: Engine) -> N
     assert rank(engine, "the film", candidates) == found["token"]
 
 
+def test_the_last_token_alone_is_judged_by_all_before_it(engine: Engine) -> None:
+    candidates = ("lazy dog", "春眠不觉晓", "a")
+    assert engine.tokenizer is not None
+    expected = []
+    for one in candidates:
+        ids, last = engine.tokenizer.encode(one)[:-1], engine.tokenizer.encode(one)[-1]
+        (scored,) = engine.score([[*engine.tokenizer.encode("the film\n"), *ids, last]])
+        assert scored[-1] is not None
+        expected.append(scored[-1].logprob)
+    (found,) = Rank(by="likelihood", per="last").scores(engine, [("the film", candidates)])
+    assert found == pytest.approx(expected)
+    assert len(set(found)) == 3
+
+
 def test_the_likelihood_behind_an_empty_query_is_subtracted(engine: Engine) -> None:
     task = Rank("Text: {query} {candidate}", "likelihood", "total", unconditional=True)
     (found,) = task.scores(engine, [("fox", ("dog", "good film"))])
@@ -78,6 +92,7 @@ def test_answers_hold_the_order_and_the_scores(engine: Engine) -> None:
     assert answer.details["ranking"] == sorted(range(3), key=lambda n: -scores[n])
     assert answer.text == rows[0].candidates[answer.details["ranking"][0]]
     found = task.score(rows, [answer])
+    assert "accuracy" in found
     assert found["mrr"].value == 1 / (1 + answer.details["ranking"].index(2))
 
 

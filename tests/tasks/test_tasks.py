@@ -12,11 +12,12 @@ from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.tasks import NAMES, task_of
 from gpt2kit.tasks.answer import Answer
-from gpt2kit.tasks.chat import Chat
+from gpt2kit.tasks.chat import Chat, reply_wanted
 from gpt2kit.tasks.classify import Classify, probabilities
 from gpt2kit.tasks.pairs import Pairs, changes
 from gpt2kit.tasks.rank import Rank
 from gpt2kit.tasks.spans import Spans
+from gpt2kit.tasks.task import Answer as Said
 from gpt2kit.tasks.task import Task, completions
 from gpt2kit.tasks.write import Write
 from gpt2kit.text.tokenizer import Tokenizer
@@ -130,6 +131,21 @@ def test_a_conversation_that_ends_with_the_user_is_scored_where_the_assistant_la
     assert _asked(row) == turns[:1]
     assert Chat().score([row], [Said("b, of course.", {})])["chrf"].value == pytest.approx(100)
     assert _asked(ChatRow(turns[:1], where=HERE)) == turns[:1]
+
+
+def test_an_edit_is_judged_as_written_text_and_a_correction_by_its_changes() -> None:
+    """An edit's prompt is an instruction, no sentence with errors; an empty line is no detection."""
+    rows = [PairRow("Make it polite: Sit down!", "Please sit down.", where=HERE)]
+    edited = Pairs("edit").score(rows, [Said("", {})])
+    assert (edited["bleu"].value, edited["exact_match"].value) == (0, 0)
+    assert "detection_f1" not in edited
+    assert "detection_accuracy" in Pairs("correct").score(rows, [Said("Please sit down.", {})])
+
+
+def test_what_the_assistant_should_say_is_the_reply_to_the_turn_that_is_asked() -> None:
+    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d")]
+    assert reply_wanted(ChatRow(tuple(turns), where=HERE)) == "d"
+    assert reply_wanted(ChatRow(tuple(turns[:1]), where=HERE)) == ""
 
 
 def test_windows_are_cut_by_tokens_where_a_passage_is_in_two_scripts() -> None:
