@@ -297,6 +297,8 @@ def test_the_table_of_verbs_names_every_verb_of_every_module() -> None:
 
 @pytest.mark.parametrize("text", ["味道很好，送餐也快。" * 30, "a film " * 900, "nul \0 byte"])
 def test_a_text_to_ask_may_be_longer_than_a_files_name(text: str) -> None:
-    from gpt2kit.verbs.tuning import _batches
+    from gpt2kit.data.families import TextRow
+    from gpt2kit.tasks.asked import Input
+    from gpt2kit.tasks.embed import Embed
 
-    assert [[str(one) for one in batch] for batch in _batches(lambda given: given, text)] == [[text]]  # type: ignore
+    assert [row.key for row in Input(TextRow, Embed().example).rows(text)] == [text]

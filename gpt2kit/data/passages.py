@@ -46,6 +46,10 @@ class Passage:
     def place(self) -> str:
         return f"{self.file}:{self.line}"
 
+    def line_of(self, at: int) -> int:
+        """The file's line that holds the character `at` of the text."""
+        return self.line + (self.text.count("\n", 0, at) if _lined(self.file) else 0)
+
 
 class Library:
     """Passages and their index."""
@@ -141,7 +145,7 @@ def _cut(document: sources.Document, base: Path) -> Iterator[Passage]:
     """Pieces of at most LONGEST characters, each ending at a paragraph, else a line, a sentence, a word."""
     text, at = document.text, 0
     file = Path(document.source)
-    lined = sources._kind(file)[0] not in (*JSON, ".parquet")  # else a text's line breaks are none of the file's
+    lined = _lined(file)
     name = file.relative_to(base).as_posix() if file.is_relative_to(base) else document.source
     while at < len(text):
         end = _end(text, at)
@@ -150,6 +154,11 @@ def _cut(document: sources.Document, base: Path) -> Iterator[Passage]:
             begin = at + len(piece) - len(piece.lstrip())
             yield Passage(piece.strip(), name, (document.line or 1) + (text.count("\n", 0, begin) if lined else 0))
         at = end
+
+
+def _lined(file: str | Path) -> bool:
+    """Whether the line breaks of a text are its file's."""
+    return sources._kind(file)[0] not in (*JSON, ".parquet")
 
 
 def _end(text: str, at: int) -> int:

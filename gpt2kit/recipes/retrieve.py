@@ -20,8 +20,8 @@ def answer_from(
     """An answer to each question, by the passages that the search ranks first; each is read by itself.
 
     The answer that the model is surest of wins (the margin over "no answer", or the log-probability per token), of
-    equals the one from the passage that was ranked first. details: source, the passage that it is from (None without
-    an answer), and `passages`, all that were read.
+    equals the one from the passage that was ranked first. details: source, the passage that it is from with the line
+    that the answer begins on (None without an answer), and `passages`, all that were read.
     """
     found = [library.search(question, passages) for question in questions]
     rows = [
@@ -35,11 +35,14 @@ def answer_from(
 
 def _best(passages: Sequence[Passage], replies: Sequence[Answer]) -> Answer:
     read = [_plain(passage) for passage in passages]
+    cut = any(reply.details.get("cut", False) for reply in replies)
     if not any(reply.text for reply in replies):
-        return Answer("", {"source": None, "passages": read})
+        return Answer("", {"source": None, "passages": read, "cut": cut})
     place = max(range(len(replies)), key=lambda n: (bool(replies[n].text), _confidence(replies[n]), -n))
     reply = replies[place]
-    return replace(reply, details={"source": read[place], **reply.details, "passages": read})
+    within = reply.details.get("place")
+    source = read[place] | {"line": passages[place].line_of(within[0] if within else 0)}
+    return replace(reply, details={"source": source, **reply.details, "passages": read, "cut": cut})
 
 
 def _confidence(reply: Answer) -> float:

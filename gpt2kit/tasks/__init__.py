@@ -23,9 +23,11 @@ NEVER_TUNED = ("embed",)  # what `gpt2kit run` knows besides
 def task_from_data(name: str, examples: Examples, options: Mapping[str, Any]) -> Task:
     """The task `name` as its examples show it: a classifier's labels are theirs. `options`: template, mode."""
     if name == "classify":
+        from gpt2kit.data.families import LabelRow
         from gpt2kit.tasks.classify import Classify
 
-        return Classify(examples.labels, examples.multi_label)
+        pairs = all(isinstance(row, LabelRow) and row.text_pair is not None for row in examples.rows)
+        return Classify(examples.labels, examples.multi_label, pairs)
     return task_named(name, options)
 
 

@@ -6,19 +6,17 @@ answer that the model finds likeliest per token wins. Training sees the window t
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from gpt2kit.data.families import AnswerRow, Where
+from gpt2kit.data.families import AnswerRow
 from gpt2kit.data.families import Row as Example
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.tasks.shots import BETWEEN, Shots, before
+from gpt2kit.tasks.task import GIVEN, Encoded, completions, end_of_text, greedy
 from gpt2kit.tasks.task import Answer as Reply
-from gpt2kit.tasks.task import Encoded, completions, end_of_text, greedy
 from gpt2kit.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -122,7 +120,7 @@ class Answer:
         ]
         found = greedy(engine, prompts, most, stop)
         replies, at = [], 0
-        for row, own in zip(rows, windows, strict=True):
+        for row, example, own in zip(rows, examples, windows, strict=True):
             best = []
             for window, one in zip(own, found[at : at + len(own)], strict=True):
                 assert one.logprobs is not None
@@ -132,7 +130,8 @@ class Answer:
             _, mean, text, window = max(best)
             start = row.passage.find(text, *window) if text else -1
             place = None if start < 0 else [start, start + len(text)]
-            replies.append(Reply(text, {"place": place, "logprob_per_token": mean, "windows": len(own)}))
+            details = {"place": place, "logprob_per_token": mean, "windows": len(own), "cut": row is not example}
+            replies.append(Reply(text, details))
         return replies
 
     def _shown(self, row: AnswerRow, shots: Shots | None, tokenizer: Tokenizer, room: int) -> list[str]:
@@ -157,13 +156,9 @@ class Answer:
 
 
 def question_of(text: str) -> AnswerRow:
-    """A question; the passage may stand before it, with an empty line between. Or a JSON object with both."""
+    """A question; the passage may stand before it, with an empty line between."""
     passage, _, question = text.rpartition("\n\n")
-    with contextlib.suppress(ValueError):
-        found = json.loads(text)
-        if isinstance(found, dict) and isinstance(found.get("question"), str):
-            question, passage = found["question"], str(found.get("passage") or found.get("context") or "")
-    return AnswerRow(question, passage, (), where=Where("the text given"))
+    return AnswerRow(question, passage, (), where=GIVEN)
 
 
 def shortened(row: AnswerRow, tokenizer: Tokenizer, context: int) -> AnswerRow:

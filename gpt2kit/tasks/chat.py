@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from gpt2kit.data.families import ChatRow, Message, Where
+from gpt2kit.data.families import ChatRow, Message
 from gpt2kit.data.families import Row as Example
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
-from gpt2kit.tasks.task import Answer, Encoded, completions, end_of_text, generate
+from gpt2kit.tasks.task import GIVEN, Answer, Encoded, completions, end_of_text, generate
 from gpt2kit.text.chat import DEFAULT_TEMPLATE, ChatTemplate
 from gpt2kit.text.tokenizer import Tokenizer
 
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from gpt2kit.training.rows import Completions
 
 MAX_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class OpenChat(ChatRow):
+    """A conversation that waits for an answer: it is asked as it stands, whatever was answered before."""
+
+    @property
+    def key(self) -> str:
+        return "\n".join(message.content for message in self.messages)
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,11 @@ class Chat:
 
         return Completions(smoothing)
 
-    def example(self, text: str) -> ChatRow:
-        return ChatRow((Message("user", text),), where=Where("the text given"))
+    def example(self, text: str) -> OpenChat:
+        return OpenChat((Message("user", text),), where=GIVEN)
 
     def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Answer]:
-        """What the assistant says next: to the last user's turn, where a conversation has answers already."""
+        """What the assistant says next: where a conversation has answers already, to the last turn that has one."""
         tokenizer, _ = end_of_text(engine.tokenizer)
         template, prompts, dropped = self.chat_template, [], []
         room = engine.config.n_positions - min(self.max_tokens, engine.config.n_positions // 2)
@@ -81,6 +90,7 @@ class Chat:
         answers = generate(engine, prompts, self.max_tokens)
         for one, count in zip(answers, dropped, strict=True):
             one.details["dropped_messages"] = count
+            one.details["cut"] |= count > 0
         return answers
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> Scores:
@@ -102,7 +112,12 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def _asked(row: ChatRow) -> tuple[Message, ...]:
-    """The conversation up to the last turn of the user that has an answer; where none has, up to the last one."""
+    """The conversation up to the last turn of the user that has an answer; where none has, up to the last one.
+
+    All of one that is open.
+    """
+    if isinstance(row, OpenChat):
+        return row.messages
     roles = [message.role for message in row.messages]
     users = [n for n, role in enumerate(roles) if role == "user"]
     answered = [n for n in users if roles[n + 1 : n + 2] == ["assistant"]]

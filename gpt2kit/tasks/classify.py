@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2kit.data.families import LabelRow, Where
+from gpt2kit.data.families import LabelRow
 from gpt2kit.data.families import Row as Example
 from gpt2kit.errors import UserError, unknown
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.tasks.likelihood import middle_out
-from gpt2kit.tasks.task import Answer, Encoded, end_of_text
+from gpt2kit.tasks.task import GIVEN, Answer, Encoded, end_of_text
 from gpt2kit.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ THRESHOLD = 0.5  # of a label's own probability, where several can be true
 class Classify:
     labels: tuple[str, ...]
     multi_label: bool = False
+    pairs: bool = False  # it was tuned on two texts at a time
     name: str = "classify"
 
     def __post_init__(self) -> None:
@@ -45,7 +46,8 @@ class Classify:
             )
 
     def values(self) -> dict[str, Any]:
-        return {"name": self.name, "labels": list(self.labels), "multi_label": self.multi_label}
+        found = {"name": self.name, "labels": list(self.labels), "multi_label": self.multi_label}
+        return found | ({"pairs": True} if self.pairs else {})
 
     def model_config(self, base: GPT2Config) -> GPT2Config:
         return dataclasses.replace(base, labels=self.labels, multi_label=self.multi_label)
@@ -63,16 +65,16 @@ class Classify:
                 error = unknown("label", strange, self.labels)
                 raise UserError(f"{example.where}: {error.message}", hint=error.hint)
             rows.append(Row(np.array(one, np.int64), labels=tuple(number[label] for label in labels)))
-        return Encoded(rows, cut)
+        return Encoded(rows, sum(cut))
 
-    def ids(self, rows: Sequence[LabelRow], tokenizer: Tokenizer, context: int) -> tuple[list[list[int]], int]:
-        """Each text's ids with EOS behind, at most `context` of them; and how many were cut."""
+    def ids(self, rows: Sequence[LabelRow], tokenizer: Tokenizer, context: int) -> tuple[list[list[int]], list[bool]]:
+        """Each text's ids with EOS behind, at most `context` of them; and whether it was cut."""
         tokenizer, eos = end_of_text(tokenizer)
         encoded = [one.tolist() for one in tokenizer.encode_batch([row.text for row in rows])]
         for one, row in zip(encoded, rows, strict=True):
             if row.text_pair is not None:
                 one += [eos, *tokenizer.encode(row.text_pair)]
-        cut = sum(len(one) > context - 1 for one in encoded)
+        cut = [len(one) > context - 1 for one in encoded]
         return [[*middle_out(one, context - 1), eos] for one in encoded], cut
 
     def objective(self, smoothing: float = 0.0) -> Classes:
@@ -81,13 +83,26 @@ class Classify:
         return Classes(smoothing)
 
     def example(self, text: str) -> LabelRow:
-        return LabelRow(text, (), where=Where("the text given"))
+        return LabelRow(text, (), where=GIVEN)
 
     def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Answer]:
-        """The likeliest label, or all above 0.5 joined by commas; details: each label's probability."""
+        """The likeliest label, or all above 0.5 joined by commas; details: each label's probability.
+
+        UserError for a single text where the model was tuned on pairs.
+        """
         tokenizer, _ = end_of_text(engine.tokenizer)
-        ids, _ = self.ids([cast(LabelRow, example) for example in examples], tokenizer, engine.config.n_positions)
-        return [self.read(scores) for scores in engine.classify(ids)]
+        rows = [cast(LabelRow, example) for example in examples]
+        single = next((row for row in rows if row.text_pair is None), None)
+        if self.pairs and single is not None:
+            raise UserError(
+                f"{single.where}: the model was tuned on pairs of texts, and this is one text",
+                hint='give both: {"text": "…", "text_pair": "…"}',
+            )
+        ids, cut = self.ids(rows, tokenizer, engine.config.n_positions)
+        answers = [self.read(scores) for scores in engine.classify(ids)]
+        for answer, shorter in zip(answers, cut, strict=True):
+            answer.details["cut"] = shorter
+        return answers
 
     def read(self, scores: NDArray[np.float32]) -> Answer:
         """What a text's scores [labels] say."""

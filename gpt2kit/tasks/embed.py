@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2kit.data.families import Row as Example
-from gpt2kit.data.families import TextRow, Where
+from gpt2kit.data.families import TextRow
 from gpt2kit.errors import UserError, unknown
-from gpt2kit.tasks.task import Answer, end_of_text
+from gpt2kit.tasks.task import GIVEN, Answer, end_of_text
 
 if TYPE_CHECKING:
     from gpt2kit.engine import Engine
@@ -34,12 +34,17 @@ class Embed:
             raise unknown("pooling", self.pooling, ("mean", "last"))
 
     def example(self, text: str) -> TextRow:
-        return TextRow(text, where=Where("the text given"))
+        return TextRow(text, where=GIVEN)
 
     def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Answer]:
         """details: embedding, a list of numbers; the text of the answer is these numbers."""
-        vectors = self.vectors(engine, [cast(TextRow, example).text for example in examples])
-        return [Answer(" ".join(f"{x:.6g}" for x in one), {"embedding": one.tolist()}) for one in vectors]
+        tokenizer, _ = end_of_text(engine.tokenizer)
+        texts = [cast(TextRow, example).text for example in examples]
+        cut = [self.pooling == "last" and len(tokenizer.encode(one)) > engine.config.n_positions for one in texts]
+        return [
+            Answer(" ".join(f"{x:.6g}" for x in one), {"embedding": one.tolist(), "cut": shorter})
+            for one, shorter in zip(self.vectors(engine, texts), cut, strict=True)
+        ]
 
     def vectors(self, engine: Engine, texts: Sequence[str]) -> NDArray[np.float32]:
         """[P, C], each of length 1."""

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from gpt2kit.data.families import PairRow, Where
+from gpt2kit.data.families import PairRow
 from gpt2kit.data.families import Row as Example
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.tasks.shots import Shots, before
-from gpt2kit.tasks.task import Answer, Encoded, completions, end_of_text, generate
+from gpt2kit.tasks.task import GIVEN, Answer, Encoded, completions, end_of_text, generate
 from gpt2kit.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Pairs:
         return Completions(smoothing)
 
     def example(self, text: str) -> PairRow:
-        return PairRow(text, "", where=Where("the text given"))
+        return PairRow(text, "", where=GIVEN)
 
     def answer(
         self, engine: Engine, examples: Sequence[Example], shots: Shots | None = None, stop: Sequence[str] = ()

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2kit.data.families import LabelRow, Where
+from gpt2kit.data.families import LabelRow
 from gpt2kit.data.families import Row as Example
 from gpt2kit.errors import UserError
 from gpt2kit.scores.segment import language_of
 from gpt2kit.tasks.classify import Classify, probabilities
 from gpt2kit.tasks.likelihood import TOGETHER, continuations, middle_out
 from gpt2kit.tasks.shots import Shots, before
-from gpt2kit.tasks.task import Answer, end_of_text
+from gpt2kit.tasks.task import GIVEN, Answer, end_of_text
 from gpt2kit.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Prompted:
         check_template(self.template)
 
     def example(self, text: str) -> LabelRow:
-        return LabelRow(text, (), where=Where("the text given"))
+        return LabelRow(text, (), where=GIVEN)
 
     def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Answer]:
         """The likeliest label; details: each label's probability, and how many examples were shown."""
@@ -91,8 +91,8 @@ class Prompted:
         for a in range(0, len(rows), TOGETHER):  # few enough for the examples' keys and values to be found again
             asked = [_Question(self._shown(row), row.key) for row in rows[a : a + TOGETHER]]
             prompts = [self._prompt(one, tokenizer, eos, room) for one in asked]
-            found = np.array(continuations(engine, [ids for ids, _ in prompts], [tails] * len(prompts)))
-            told = [one.shown[len(one.shown) - kept :] for one, (_, kept) in zip(asked, prompts, strict=True)]
+            found = np.array(continuations(engine, [ids for ids, _, _ in prompts], [tails] * len(prompts)))
+            told = [one.shown[len(one.shown) - kept :] for one, (_, kept, _) in zip(asked, prompts, strict=True)]
             if self.calibrate:
                 new = [shown for shown in dict.fromkeys(told) if shown not in priors]
                 free = [self._prompt(_Question(shown, text), tokenizer, eos, room)[0]
@@ -101,12 +101,12 @@ class Prompted:
                 priors |= zip(new, likely.reshape(-1, len(CONTENT_FREE), len(tails)).mean(1), strict=True)
             prior = np.array([priors.get(shown, np.zeros(len(tails))) for shown in told])
             shares = calibrated(found, prior)
-            answers += [self._read(row, kept) for row, (_, kept) in zip(shares, prompts, strict=True)]
+            answers += [self._read(row, kept, cut) for row, (_, kept, cut) in zip(shares, prompts, strict=True)]
         return answers
 
-    def _read(self, shares: NDArray[np.float64], kept: int) -> Answer:
+    def _read(self, shares: NDArray[np.float64], kept: int, cut: bool) -> Answer:
         label = self.labels[int(shares.argmax())]
-        details = {"labels": [label], "probabilities": dict(zip(self.labels, shares.tolist(), strict=True))}
+        details = {"labels": [label], "probabilities": dict(zip(self.labels, shares.tolist(), strict=True)), "cut": cut}
         return Answer(label, details | ({"shots": kept} if self.shots is not None else {}))
 
     def _shown(self, row: LabelRow) -> tuple[str, ...]:
@@ -131,19 +131,19 @@ class Prompted:
         blank = front[len(front.rstrip(" ")) :]
         return [tokenizer.encode(blank + word) for word in self.words]
 
-    def _prompt(self, one: _Question, tokenizer: Tokenizer, eos: int, room: int) -> tuple[list[int], int]:
-        """Ids that end where the label's word comes, and how many examples found room.
+    def _prompt(self, one: _Question, tokenizer: Tokenizer, eos: int, room: int) -> tuple[list[int], int, bool]:
+        """Ids that end where the label's word comes, how many examples found room, and whether the text did not.
 
         What does not fit: examples from the first one on, then the middle of the text.
         """
         front = self.template.removesuffix("{label}")
         ids, kept = before(one.shown, front.replace("{text}", one.text).rstrip(" "), tokenizer, room)
         if len(ids) <= room:
-            return ids or [eos], kept
+            return ids or [eos], kept, False
         left, right = (tokenizer.encode(part) for part in front.rstrip(" ").split("{text}"))
         if len(left) + len(right) >= room:
             raise UserError(f"the template alone fills the context of {room} tokens", hint="a shorter --template")
-        return [*left, *middle_out(tokenizer.encode(one.text), room - len(left) - len(right)), *right], 0
+        return [*left, *middle_out(tokenizer.encode(one.text), room - len(left) - len(right)), *right], 0, True
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> Scores:
         return Classify(self.labels).score(examples, answers)

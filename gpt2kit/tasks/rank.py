@@ -9,8 +9,7 @@ or in total, or of its last token alone, given all before it; and where asked fo
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -21,7 +20,7 @@ from gpt2kit.data.families import Row as Example
 from gpt2kit.errors import UserError, unknown
 from gpt2kit.model.config import GPT2Config
 from gpt2kit.tasks.likelihood import continuations
-from gpt2kit.tasks.task import Answer, Encoded, end_of_text
+from gpt2kit.tasks.task import GIVEN, Answer, Encoded, end_of_text
 from gpt2kit.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -102,23 +101,23 @@ class Rank:
         return Preferences(smoothing)
 
     def example(self, text: str) -> RankRow:
-        """A JSON object with "query", or "history" (a list of texts), and "candidates"."""
-        try:
-            found = json.loads(text)
-        except ValueError:
-            found = None
-        if not isinstance(found, Mapping):
-            raise _unreadable(text)
-        query, history, candidates = found.get("query", ""), found.get("history", []), found.get("candidates", 0)
-        if not isinstance(query, str) or not _texts(history) or not _texts(candidates):
-            raise _unreadable(text)
-        return question(query, candidates, history)
+        """None: a text has no candidates."""
+        raise UserError(
+            f"this is no query with candidates: {text[:60]!r}",
+            hint='{"query": "…", "candidates": ["…", "…"]}, one a line; or the same for all: --candidates A B',
+        )
 
     def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Answer]:
         """The best candidate; details: the scores in the order given, and the candidates' places, the best first."""
+        tokenizer, _ = end_of_text(engine.tokenizer)
         rows = [cast(RankRow, example) for example in examples]
         found = self.scores(engine, [(row.key, row.candidates) for row in rows])
-        return [_ranked(row, scores) for row, scores in zip(rows, found, strict=True)]
+        room = engine.config.n_positions - (self.by == "head")
+        answers = [_ranked(row, scores) for row, scores in zip(rows, found, strict=True)]
+        for row, answer in zip(rows, answers, strict=True):
+            prompt, tails = self._parts(row.key, row.candidates, tokenizer)
+            answer.details["cut"] = len(prompt) + max(map(len, tails)) > room
+        return answers
 
     def scores(self, engine: Engine, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
         """Of each (query, candidates) the candidates' scores, larger is better."""
@@ -177,25 +176,15 @@ def rank(engine: Engine, query: str, candidates: Sequence[str], task: Rank | Non
     return found
 
 
-def question(query: str, candidates: Sequence[str], history: Sequence[str] = ()) -> RankRow:
+def question(query: str, candidates: Sequence[str], history: Sequence[str] = (), where: Where = GIVEN) -> RankRow:
     """One that nobody knows the answer to. UserError for fewer than two candidates, empty ones, and nothing asked."""
     if len(candidates) < 2 or not all(map(str.strip, candidates)):
         raise UserError("ranking needs two candidates, none of them empty")
     if not query.strip() and not any(map(str.strip, history)):
         raise UserError("ranking needs a query, or a history of texts")
-    return RankRow(query, tuple(history), tuple(candidates), 0, where=Where("the text given"))
+    return RankRow(query, tuple(history), tuple(candidates), 0, where=where)
 
 
 def _ranked(row: RankRow, scores: list[float]) -> Answer:
     order = np.argsort(-np.array(scores), kind="stable").tolist()
     return Answer(row.candidates[order[0]], {"scores": scores, "ranking": order})
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def _unreadable(text: str) -> UserError:
-    return UserError(
-        f"this is no query with candidates: {text[:60]!r}", hint='{"query": "…", "candidates": ["…", "…"]}, one a line'
-    )

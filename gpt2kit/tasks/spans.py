@@ -117,14 +117,19 @@ class Spans:
         return SpanEnds(smoothing)
 
     def example(self, text: str) -> AnswerRow:
-        """A passage, an empty line, the question; or a JSON object with both."""
-        asked = question_of(text)
-        if not asked.passage:
+        """A passage, an empty line, the question."""
+        return question_of(text)
+
+    @staticmethod
+    def needing_passage(row: Example) -> Example:
+        """The same row. UserError where there is nothing to point at."""
+        if isinstance(row, AnswerRow) and not row.passage:
             raise UserError(
-                "a model that points at answers needs a passage before the question, with an empty line between",
-                hint="or documents to look in: --documents FOLDER",
+                f"{row.where}: a model that points at answers needs a passage before the question, with an empty line "
+                "between",
+                hint='or as {"question": "…", "context": "…"}; or documents to look in: --documents FOLDER',
             )
-        return asked
+        return row
 
     def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Answer]:
         """details: place [from, to) in characters, or None; margin; how many windows; the best span and its place, also
@@ -136,9 +141,10 @@ class Spans:
         cut = [self._windows(row, tokenizer, N) for row in rows]
         found = iter(token_scores(engine, [window.ids for _, windows in cut for window in windows]))
         answers = []
-        for row, (places, windows) in zip(rows, cut, strict=True):
+        for row, example, (places, windows) in zip(rows, examples, cut, strict=True):
             best = max((best_span(next(found), window) for window in windows), key=lambda one: one[0])
             answers.append(self._read(row, places, len(windows), *best))
+            answers[-1].details["cut"] = row is not example
         return answers
 
     def _read(self, row: AnswerRow, places: Places, windows: int, margin: float, first: int, last: int) -> Answer:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 import numpy as np
 
 from gpt2kit.data.families import Row as Example
+from gpt2kit.data.families import Where
 from gpt2kit.errors import UserError
 from gpt2kit.model.completion import Completion
 from gpt2kit.model.config import GPT2Config
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from gpt2kit.scores.result import Scores
     from gpt2kit.training.objectives import Objective
     from gpt2kit.training.rows import Row
+
+GIVEN = Where("the text given")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to one example. `details` goes into --json: probabilities, places, log-probabilities."""
+    """What a model said to one example. `details` goes into --json: probabilities, places, log-probabilities; `cut`:
+    whether the model saw less than was given.
+    """
 
     text: str
     details: dict[str, Any]
@@ -120,7 +125,7 @@ def generate(
         details = {
             "finish_reason": one.finish_reason,
             "tokens": len(one.token_ids),
-            "prompt_cut": len(shown) < len(prompt),
+            "cut": len(shown) < len(prompt),
         }
         answers.append(Answer((one.text or "").strip(), details))
     return answers

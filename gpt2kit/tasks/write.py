@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gpt2kit.data.families import Row as Example
-from gpt2kit.data.families import TextRow, Where
+from gpt2kit.data.families import TextRow
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
-from gpt2kit.tasks.task import Answer, Encoded, end_of_text
+from gpt2kit.tasks.task import GIVEN, Answer, Encoded, end_of_text
 from gpt2kit.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Write:
         return Completions(smoothing)
 
     def example(self, text: str) -> TextRow:
-        return TextRow(text, where=Where("the text given"))
+        return TextRow(text, where=GIVEN)
 
     def answer(self, engine: Engine, examples: Sequence[Example]) -> list[Answer]:
         """What follows each text, the same on every run."""
@@ -73,10 +73,13 @@ class Write:
         found = engine.generate(
             prompts, max_tokens=self.max_tokens, temperature=TEMPERATURE, top_p=TOP_P, seed=self.seed
         )  # fmt: skip
-        one_each = cast("list[Completion]", found)
+        N = engine.config.n_positions
         return [
-            Answer(one.text or "", {"finish_reason": one.finish_reason, "tokens": len(one.token_ids)})
-            for one in one_each
+            Answer(
+                one.text or "",
+                {"finish_reason": one.finish_reason, "tokens": len(one.token_ids), "cut": len(prompt) > N},
+            )
+            for prompt, one in zip(prompts, cast("list[Completion]", found), strict=True)
         ]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> Scores:

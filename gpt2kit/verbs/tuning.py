@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from tyro.conf import Positional, arg
 
-from gpt2kit.data.families import RankRow
+from gpt2kit.data.families import TASKS, AnswerRow, RankRow
 from gpt2kit.errors import UserError
 from gpt2kit.recipes.ask_options import AskOptions
 from gpt2kit.recipes.tuning_options import FinetuneOptions, read_columns
 from gpt2kit.verbs import Verb
 from gpt2kit.verbs.generating import tell_stages
 from gpt2kit.verbs.output import print_json, print_notes
+from gpt2kit.wording import plural
 
 if TYPE_CHECKING:
     from gpt2kit.data.families import Row
@@ -40,7 +42,8 @@ def run_finetune(options: FinetuneOptions) -> int:
 
 @dataclass
 class RunOptions(AskOptions):
-    """Ask a model one text, a file with one example a line, or - for standard input.
+    """Ask a model one text, a file with one example a line, or - for standard input. An example is a text, or a JSON
+    object or a table's row with the fields that labelled data has.
 
     A model that was tuned for the task needs no more flags. Others are asked by a prompt: classify needs the labels,
     examples of a labelled file may stand before the question; rank, embed and write work with every model.
@@ -68,24 +71,48 @@ class RunOptions(AskOptions):
 def run_task(options: RunOptions) -> int:
     from gpt2kit.model.files import lineage
     from gpt2kit.recipes.asking import choose, with_best_prompt
+    from gpt2kit.tasks.asked import is_file
     from gpt2kit.tasks.reference import open_for_tasks
 
-    task = choose(lineage(options.model).get("task"), options.task, options)
+    kept = lineage(options.model).get("task")
+    task = choose(kept, options.task, options)
     _check(options)
-    notes: list[str] = []
-    one = options.text != "-" and not _is_file(options.text)
+    if _leaves_head(kept, task):
+        _note("asked by a prompt, not by the head it was tuned with")
+    rows = _rows(task, options)
+    show = _print_json if options.json else _printer(one=not is_file(options.text))
+    cut = 0
+    told: list[Answer] = []
     with open_for_tasks(options.model, options.precision, options.threads, tell_stages()) as engine:
-        task, _ = with_best_prompt(engine, task, options, notes.append)
-        answer = _answerer(engine, task, options, notes.append)
-        print_notes(notes)
-        told: list[Answer] = []
-        for examples in _batches(_maker(task, options), options.text):
+        task, _ = with_best_prompt(engine, task, options, _note)
+        answer = _answerer(engine, task, options)
+        while examples := list(itertools.islice(rows, BATCH)):
             for example, found in zip(examples, answer(examples), strict=True):
-                _print(example, found, options.json, one)
+                show(example, found)
+                cut += found.details.get("cut", False)
                 told += [found] if options.summary else []
+        positions = engine.config.n_positions
+    if cut:
+        were = "was" if cut == 1 else "were"
+        _note(f"{plural(cut, 'text')} did not fit the model's {positions:,} positions and {were} cut")
     if options.summary:
         _summarise(told, options.json)
     return 0
+
+
+def _note(text: str) -> None:
+    print_notes([text])
+
+
+def _leaves_head(kept: Any, task: Asked) -> bool:
+    """Whether a model is asked without the head that it has for this very task."""
+    from gpt2kit.tasks import task_of
+    from gpt2kit.tasks.classify import Classify
+    from gpt2kit.tasks.rank import Rank
+    from gpt2kit.tasks.spans import Spans
+
+    tuned = None if kept is None else task_of({"task": kept})
+    return isinstance(tuned, Classify | Rank | Spans) and tuned.name == task.name and tuned != task
 
 
 def _check(options: RunOptions) -> None:
@@ -98,68 +125,71 @@ def _check(options: RunOptions) -> None:
         raise UserError(f"passages must be at least 1, got {options.passages}")
 
 
-def _answerer(
-    engine: Engine, task: Asked, options: RunOptions, note: Callable[[str], None]
-) -> Callable[[list[Row]], list[Answer]]:
+def _rows(task: Asked, options: RunOptions) -> Iterator[Row]:
+    """What the model is asked, one example after the other."""
+    from gpt2kit.tasks.asked import Input
+    from gpt2kit.tasks.rank import question
+    from gpt2kit.tasks.spans import Spans
+    from gpt2kit.tasks.task import GIVEN
+
+    family, given = TASKS[options.task], options.candidates
+    if given is not None:
+        return Input(family, lambda text: question(text, given), {"candidates": given}).rows(options.text, _note)
+    if options.documents is not None:
+        found = Input(family, lambda text: AnswerRow(text, "", (), where=GIVEN)).rows(options.text, _note)
+        return (dataclasses.replace(cast(AnswerRow, row), passage="") for row in found)
+    found = Input(family, task.example).rows(options.text, _note)
+    return map(Spans.needing_passage, found) if isinstance(task, Spans) else found
+
+
+def _answerer(engine: Engine, task: Asked, options: RunOptions) -> Callable[[list[Row]], list[Answer]]:
     if options.documents is None:
         return lambda examples: task.answer(engine, examples)
     from gpt2kit.data.passages import open_library
     from gpt2kit.recipes.retrieve import answer_from
 
-    library = open_library(options.documents, note)
-    return lambda examples: answer_from(engine, task, library, [row.key for row in examples], options.passages)
+    library = open_library(options.documents, _note)
+    return lambda examples: answer_from(
+        engine, task, library, [cast(AnswerRow, row).question for row in examples], options.passages
+    )
 
 
-def _maker(task: Asked, options: RunOptions) -> Callable[[str], Row]:
-    """A line, or the text given, to an example."""
-    if options.candidates is not None:
-        from gpt2kit.tasks.rank import question
-
-        given = options.candidates
-        return lambda text: question(text, given)
-    if options.documents is not None:
-        from gpt2kit.data.families import AnswerRow, Where
-
-        return lambda text: AnswerRow(text, "", (), where=Where("the text given"))
-    return task.example
+BATCH = 256  # examples that are answered together
 
 
-BATCH = 256  # lines that are answered together
+def _print_json(example: Row, answer: Answer) -> None:
+    asked = {"input": example.key}
+    if isinstance(example, AnswerRow):
+        asked = {"input": example.question} | ({"passage": example.passage} if example.passage else {})
+    print_json({**asked, "answer": answer.text, **answer.details})
 
 
-def _is_file(text: str) -> bool:
-    """Whether a text is a file's path: a long one cannot be, and the system says so by an error."""
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):
-        return False
+def _printer(one: bool) -> Callable[[Row, Answer], None]:
+    """For people: of `one` text the answer with its line breaks, of many a line each."""
+
+    def show(example: Row, answer: Answer) -> None:
+        details = answer.details
+        if "ranking" in details:
+            assert isinstance(example, RankRow)
+            for place in details["ranking"]:
+                print(f"{details['scores'][place]:.4f}  {example.candidates[place]}", flush=True)
+            return
+        text = answer.text if one else answer.text.replace("\n", " ")
+        if details.get("source"):
+            text += f"  [{details['source']['file']}:{details['source']['line']}]"
+        elif details.get("changes") and sys.stdout.isatty():
+            text += f"  {_marked(details['changes'])}"
+        print(text, flush=True)
+
+    return show
 
 
-def _batches(make: Callable[[str], Row], given: str) -> Iterator[list[Row]]:
-    if given != "-" and not _is_file(given):
-        yield [make(given)]
-        return
-    data = sys.stdin.buffer.read() if given == "-" else Path(given).read_bytes()
-    try:
-        lines = [line for line in data.decode("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise UserError("the input is not UTF-8 text", hint="convert it: iconv -f GB18030 -t UTF-8") from None
-    for a in range(0, len(lines), BATCH):
-        yield [make(line) for line in lines[a : a + BATCH]]
-
-
-def _print(example: Row, answer: Answer, as_json: bool, one: bool) -> None:
-    details = answer.details
-    if as_json:
-        print_json({"input": example.key, "answer": answer.text, **details})
-    elif "ranking" in details:
-        assert isinstance(example, RankRow)
-        for place in details["ranking"]:
-            print(f"{details['scores'][place]:.4f}  {example.candidates[place]}", flush=True)
-    elif details.get("source"):
-        print(f"{answer.text}  [{details['source']['file']}:{details['source']['line']}]", flush=True)
-    else:
-        print(answer.text if one else answer.text.replace("\n", " "), flush=True)
+def _marked(changes: Sequence[dict[str, Any]]) -> str:
+    """`[-克-]{+课+}`, as `git diff --word-diff` writes it."""
+    return " ".join(
+        (f"[-{one['before']}-]" if one["before"] else "") + (f"{{+{one['after']}+}}" if one["after"] else "")
+        for one in changes
+    )
 
 
 def _summarise(answers: Sequence[Answer], as_json: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2kit.data.passages import INDEX, LONGEST, Library, open_library
+from gpt2kit.data.passages import INDEX, LONGEST, Library, Passage, open_library
 from gpt2kit.errors import UserError
 
 
@@ -127,3 +127,10 @@ def test_line_breaks_inside_a_json_string_are_no_lines_of_the_file(tmp_path: Pat
 def test_documents_do_not_come_from_standard_input() -> None:
     with pytest.raises(UserError, match="standard input"):
         open_library("-")
+
+
+def test_a_line_inside_a_passage_is_one_of_the_file_where_the_file_has_the_same_lines() -> None:
+    text = "one\ntwo\nthree"
+    assert Passage(text, "notes.md", 4).line_of(text.index("three")) == 6
+    assert Passage(text, "table.csv.gz", 4).line_of(text.index("two")) == 5
+    assert Passage(text, "rows.jsonl", 4).line_of(text.index("three")) == 4

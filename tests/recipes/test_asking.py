@@ -143,7 +143,7 @@ def test_the_surest_passage_answers_and_is_cited(tmp_path: Path) -> None:
     assert first.text == "7"
     assert (first.details["source"]["file"], first.details["source"]["line"]) == ("b.txt", 2)
     assert len(first.details["passages"]) == 2
-    assert none == Answer("", {"source": None, "passages": []})
+    assert none == Answer("", {"source": None, "passages": [], "cut": False})
     assert empty.text == ""
     assert empty.details["source"] is None
     assert [one["file"] for one in empty.details["passages"]] == ["c.txt"]

@@ -149,12 +149,9 @@ def test_a_head_learns_which_of_two_is_preferred(base: Path, tmp_path: Path) -> 
 # what is asked
 
 
-def test_a_line_is_a_query_or_a_history_with_candidates() -> None:
-    asked = Rank().example('{"query": "q", "history": ["a", "b"], "candidates": ["x", "y"]}')
-    assert (asked.key, asked.candidates) == ("a\nb\nq", ("x", "y"))
-    for wrong in ("plain", "[1]", '{"query": "q"}', '{"query": 1, "candidates": ["x", "y"]}'):
-        with pytest.raises(UserError, match="no query with candidates"):
-            Rank().example(wrong)
+def test_a_text_alone_has_no_candidates() -> None:
+    with pytest.raises(UserError, match="no query with candidates"):
+        Rank().example("plain")
     with pytest.raises(UserError, match="two candidates"):
         question("q", ["x"])
     with pytest.raises(UserError, match="a query, or a history"):

@@ -214,8 +214,8 @@ def test_nothing_to_read_is_no_answer(pointer: Path) -> None:
 def test_a_model_without_such_a_head_says_so(engine: Engine) -> None:
     with pytest.raises(UserError, match="no head that points"):
         Spans().answer(engine, [row("q", "the wolf")])
-    with pytest.raises(UserError, match="needs a passage"):
-        Spans().example("only a question?")
+    with pytest.raises(UserError, match="test: a model that points at answers needs a passage"):
+        Spans.needing_passage(AnswerRow("only a question?", "", (), where=Where("test")))
     assert Spans().example("a passage\n\nq?").passage == "a passage"
 
 

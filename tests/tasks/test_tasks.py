@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from gpt2kit.data.examples import Examples
 from gpt2kit.data.families import AnswerRow, ChatRow, LabelRow, Message, PairRow, Where
 from gpt2kit.errors import UserError
 from gpt2kit.model.config import GPT2Config
-from gpt2kit.tasks import NAMES, task_of
+from gpt2kit.tasks import NAMES, task_from_data, task_of
 from gpt2kit.tasks.answer import Answer
-from gpt2kit.tasks.chat import Chat, reply_wanted
+from gpt2kit.tasks.chat import Chat, OpenChat, reply_wanted
 from gpt2kit.tasks.classify import Classify, probabilities
 from gpt2kit.tasks.pairs import Pairs, changes
 from gpt2kit.tasks.rank import Rank
@@ -60,7 +63,7 @@ def test_a_long_text_keeps_its_first_quarter_and_its_end(tokenizer: Tokenizer) -
     text = "abcdefghijklmnopqrstuvwxyz"
     task = Classify(("a", "b"))
     ids, cut = task.ids([LabelRow(text, ("a",), where=HERE), LabelRow("abc", ("b",), where=HERE)], tokenizer, 13)
-    assert cut == 1
+    assert cut == [True, False]
     assert tokenizer.decode(ids[0][:-1]) == text[:3] + text[-9:]
     assert ids[0][-1] == ids[1][-1] == tokenizer.eot_id
     assert len(ids[0]) == 13
@@ -69,6 +72,16 @@ def test_a_long_text_keeps_its_first_quarter_and_its_end(tokenizer: Tokenizer) -
 def test_a_label_that_training_did_not_have_is_named_with_its_place(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"test line 3: unknown label 'goood'; did you mean 'good'"):
         Classify(("good", "bad")).encode([LabelRow("x", ("goood",), where=Where("test", 3))], tokenizer, 8)
+
+
+def test_a_classifier_of_pairs_knows_that_it_is_one() -> None:
+    pair, single = LabelRow("a", ("x",), "b", where=HERE), LabelRow("a", ("y",), where=HERE)
+    task = task_from_data("classify", Examples([pair, replace(pair, labels=("y",))], LabelRow), {})
+    assert task_of({"task": task.values()}) == Classify(("x", "y"), pairs=True)
+    with pytest.raises(UserError, match="tuned on pairs of texts, and this is one text"):
+        task.answer(SimpleNamespace(tokenizer=train_tokenizer(["ab"], "char")), [pair, single])  # type: ignore[arg-type]
+    mixed = task_from_data("classify", Examples([pair, single], LabelRow), {})
+    assert "pairs" not in mixed.values()
 
 
 def test_one_class_is_no_classifier() -> None:
@@ -131,6 +144,7 @@ def test_a_conversation_that_ends_with_the_user_is_scored_where_the_assistant_la
     assert _asked(row) == turns[:1]
     assert Chat().score([row], [Said("b, of course.", {})])["chrf"].value == pytest.approx(100)
     assert _asked(ChatRow(turns[:1], where=HERE)) == turns[:1]
+    assert _asked(OpenChat(turns, where=HERE)) == turns
 
 
 def test_an_edit_is_judged_as_written_text_and_a_correction_by_its_changes() -> None:
