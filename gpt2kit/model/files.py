@@ -197,10 +197,26 @@ def tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def lineage(folder: str | Path) -> dict[str, Any]:
-    """What gpt2kit.json says of the folder's origin, without the file list; {} for another tool's folder."""
+    """What gpt2kit.json says of the folder's origin, without the file list; {} for another tool's folder.
+
+    Of a classifier that another tool tuned config.json tells the task.
+    """
     path, _ = resolve(folder)
-    manifest = commit.manifest(path) or {}
-    return {key: value for key, value in manifest.items() if key not in commit.RESERVED}
+    return _origin(path, commit.manifest(path))
+
+
+def _origin(path: Path, manifest: dict[str, Any] | None) -> dict[str, Any]:
+    found = {key: value for key, value in (manifest or {}).items() if key not in commit.RESERVED}
+    if "task" not in found and (path / CONFIG).exists():
+        config, _ = read_config(commit.read_json(path / CONFIG))
+        if config.labels:
+            found["task"] = classifier(config.labels, config.multi_label)
+    return found
+
+
+def classifier(labels: tuple[str, ...], multi_label: bool) -> dict[str, Any]:
+    """A task's record for a head that another tool trained: on texts without an end-of-text token behind them."""
+    return {"name": "classify", "labels": list(labels), "multi_label": multi_label, "end": False}
 
 
 def identity(folder: str | Path) -> str:
@@ -243,7 +259,7 @@ def describe(folder: str | Path, verify: bool = True, allow_hub: bool = False) -
         notes.append("its weights are an adapter's, over those of its base: gpt2kit run and gpt2kit evaluate use both")
     else:
         check_headers(found, config, path)
-    origin = {key: value for key, value in (manifest or {}).items() if key not in commit.RESERVED}
+    origin = _origin(path, manifest)
     return {
         "folder": str(path),
         "kind": "model" if manifest is None else manifest.get("kind"),

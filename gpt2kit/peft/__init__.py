@@ -31,7 +31,7 @@ from gpt2kit.peft.method import MethodConfig, check_over_int8
 from gpt2kit.peft.prefix import PrefixConfig
 from gpt2kit.peft.presets import PRESETS, from_settings, method
 from gpt2kit.peft.prompt import PromptConfig, PTuningConfig
-from gpt2kit.peft.saved import Description, base_hash, describe, load, save
+from gpt2kit.peft.saved import Description, base_hash, class_names, describe, load, save
 
 __all__ = [
     "PRESETS",
@@ -53,6 +53,7 @@ __all__ = [
     "adapted",
     "base_hash",
     "check_over_int8",
+    "class_names",
     "dequantise_base",
     "describe",
     "from_settings",

@@ -89,6 +89,15 @@ class Description:
     bytes: int  # of the tensors' file
 
 
+def class_names(said: Description) -> tuple[str, ...]:
+    """The classes of the head that the adapter brings, () without one. PEFT tells how many they are, not what."""
+    if said.labels:
+        return said.labels
+    with open_weights(commit.inside(said.folder, TENSORS), "pt") as reader:
+        heads = [name for name in reader.keys() if name.endswith("score.weight")]  # noqa: SIM118 - no mapping
+        return tuple(f"LABEL_{i}" for i in range(reader.get_slice(heads[0]).get_shape()[0])) if heads else ()
+
+
 # ---------------------------------------------------------------- writing
 
 

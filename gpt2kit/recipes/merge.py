@@ -10,7 +10,6 @@ from gpt2kit import commit, peft
 from gpt2kit.errors import UserError
 from gpt2kit.model import folder as model_folder
 from gpt2kit.model.config import GPT2Config
-from gpt2kit.model.headers import open_weights
 from gpt2kit.peft.artefact import ADAPTER
 from gpt2kit.peft.saved import METHODS, TENSORS
 from gpt2kit.recipes.places import parent_of
@@ -62,9 +61,7 @@ def _config(said: peft.Description, base: GPT2Config) -> GPT2Config:
         return dataclasses.replace(base, labels=said.labels, multi_label=said.multi_label)
     if said.task != "SEQ_CLS" or base.labels:
         return base
-    with open_weights(commit.inside(said.folder, TENSORS), "pt") as reader:
-        heads = [name for name in reader.keys() if name.endswith("score.weight")]  # noqa: SIM118 - no mapping
-        if not heads:
-            raise UserError(f"{said.folder} is of a classifier, and neither it nor the base has a head")
-        count = reader.get_slice(heads[0]).get_shape()[0]
-    return dataclasses.replace(base, labels=tuple(f"LABEL_{i}" for i in range(count)))
+    labels = peft.class_names(said)
+    if not labels:
+        raise UserError(f"{said.folder} is of a classifier, and neither it nor the base has a head")
+    return dataclasses.replace(base, labels=labels)

@@ -211,7 +211,7 @@ def read_facts(name: str, folder: str | Path) -> Facts:
 
 def adapter_facts(name: str, folder: str | Path, below: Facts) -> Facts:
     """Of an adapter: its base's but for lineage, hash and template. UserError for what is wrong with its folder."""
-    from gpt2kit.peft.saved import CONFIG, TENSORS, describe
+    from gpt2kit.peft.saved import CONFIG, TENSORS, class_names, describe
     from gpt2kit.tasks import task_of
     from gpt2kit.tasks.chat import Chat
 
@@ -221,7 +221,10 @@ def adapter_facts(name: str, folder: str | Path, below: Facts) -> Facts:
     identity = hashlib.sha256("".join(hashes).encode()).hexdigest()
     created = int((said.folder / CONFIG).stat().st_mtime)
     template = ChatTemplate(task.template) if isinstance(task, Chat) else below.template
-    described = {**below.described, "lineage": said.lineage, "scores": said.lineage.get("scores")}
+    lineage = said.lineage
+    if task is None and said.task == "SEQ_CLS" and (labels := class_names(said)):
+        lineage = {**lineage, "task": files.classifier(labels, said.multi_label)}
+    described = {**below.described, "lineage": lineage, "scores": lineage.get("scores")}
     return Facts(name, said.folder, identity, created, template, described)
 
 

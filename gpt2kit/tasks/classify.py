@@ -35,6 +35,7 @@ class Classify:
     labels: tuple[str, ...]
     multi_label: bool = False
     pairs: bool = False  # it was tuned on two texts at a time
+    end: bool = True  # an end-of-text token stands behind each text; not where another tool trained the head
     name: str = "classify"
 
     def __post_init__(self) -> None:
@@ -47,7 +48,7 @@ class Classify:
 
     def values(self) -> dict[str, Any]:
         found = {"name": self.name, "labels": list(self.labels), "multi_label": self.multi_label}
-        return found | ({"pairs": True} if self.pairs else {})
+        return found | ({"pairs": True} if self.pairs else {}) | ({} if self.end else {"end": False})
 
     def model_config(self, base: GPT2Config) -> GPT2Config:
         return dataclasses.replace(base, labels=self.labels, multi_label=self.multi_label)
@@ -68,14 +69,17 @@ class Classify:
         return Encoded(rows, sum(cut))
 
     def ids(self, rows: Sequence[LabelRow], tokenizer: Tokenizer, context: int) -> tuple[list[list[int]], list[bool]]:
-        """Each text's ids with EOS behind, at most `context` of them; and whether it was cut."""
+        """Each text's ids with EOS behind, where the head was trained so, at most `context` of them; and whether it
+        was cut. Of an empty text EOS alone is left.
+        """
         tokenizer, eos = end_of_text(tokenizer)
         encoded = [one.tolist() for one in tokenizer.encode_batch([row.text for row in rows])]
         for one, row in zip(encoded, rows, strict=True):
             if row.text_pair is not None:
                 one += [eos, *tokenizer.encode(row.text_pair)]
-        cut = [len(one) > context - 1 for one in encoded]
-        return [[*middle_out(one, context - 1), eos] for one in encoded], cut
+        room = context - self.end
+        cut = [len(one) > room for one in encoded]
+        return [middle_out(one, room) + [eos] * (self.end or not one) for one in encoded], cut
 
     def objective(self, smoothing: float = 0.0) -> Classes:
         from gpt2kit.training.rows import Classes
