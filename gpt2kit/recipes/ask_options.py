@@ -24,7 +24,7 @@ class AskOptions:
     template: str | None = None  # without tuning: the prompt, as 'Review: {text}\nIt was {label}'
     search_prompts: str | None = None  # a file with a template a line, or builtin: the best one on --examples is used
     per: Literal["token", "byte", "total", "last"] = (
-        "token"  # rank without tuning: likelihood per what; last: the last token's
+        "token"  # rank without tuning: likelihood per what; the last token's
     )
     unconditional: bool = False  # rank without tuning: less the likelihood behind an empty query
     pooling: Literal["mean", "last"] = "mean"  # embed: the mean of the hidden states, or the last one

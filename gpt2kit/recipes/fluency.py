@@ -15,6 +15,7 @@ from gpt2kit.scores.fluency import fluency
 from gpt2kit.scores.result import TestSet
 from gpt2kit.tasks.likelihood import nats_of
 from gpt2kit.tasks.reference import answered_by, open_for_tasks
+from gpt2kit.wording import plural
 
 WRITTEN = ("translate", "summarise", "correct", "edit", "instruct", "chat")
 TOGETHER = 128  # texts that are read before progress is told
@@ -53,5 +54,8 @@ def add_fluency(
                 progress(done + len(nats), total)
             done += len(nats)
             assert engine.tokenizer is not None
+            lossy = sum(engine.tokenizer.decode(engine.tokenizer.encode(text)) != text for text in texts)
+            if lossy:
+                note(f"of {plural(lossy, 'text')} the reference cannot write every character: fluency flatters them")
             scores += fluency(texts, nats, test, known, engine.tokenizer.hash, engine.precision, of)
     return dataclasses.replace(found, scores=scores)

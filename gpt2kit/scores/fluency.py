@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpt2kit.scores.intervals import Resampling, Sample, ratio
-from gpt2kit.scores.result import Score, Scores, TestSet, check_pairs, measured
+from gpt2kit.scores.result import Scores, TestSet, check_pairs, measured
 
 DEFINITION = "bits of a text behind an end-of-text token / its characters, both summed over texts"
 
@@ -38,7 +38,7 @@ def fluency(
         return Scores((), (f"{name} is undefined: every text is empty",))
     notes = (f"{name} is over {len(texts) - empty} of {len(texts)} texts: the others are empty",) if empty else ()
     interval = Sample(parts).interval(ratio, resampling)
-    score: Score = measured(
+    score = measured(
         name, interval, len(texts), "bits per character", test, resampling, (parts, ratio), definition=DEFINITION,
         reference=reference, reference_tokenizer=tokenizer, precision=precision,
     )  # fmt: skip

@@ -135,7 +135,8 @@ _PARTS = {  # what a group matched, in English and Chinese
 }
 # fmt: on
 _LESS_IS_BETTER = re.compile(
-    r"calibration_error|self_bleu|rep_\d|false_positive_rate|perplexity|loss|bits_per_(byte|character)|fluency(_of_references)?"
+    r"calibration_error|self_bleu|rep_\d|fluency(_of_references)?|false_positive_rate|perplexity|loss"
+    r"|bits_per_(byte|character)"
 )
 
 

@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from gpt2kit import cli
-from gpt2kit.data.families import LabelRow, Where
+from gpt2kit.data.families import LabelRow, PairRow, Where
 from gpt2kit.model import folder
+from gpt2kit.model.gpt2 import GPT2, GPT2Config
+from gpt2kit.recipes.fluency import add_fluency
 from gpt2kit.recipes.score import Scored
 from gpt2kit.recipes.score_report import write
+from gpt2kit.scores.result import Scores
 from gpt2kit.tasks.classify import Classify
 from gpt2kit.tasks.task import Answer
+from gpt2kit.text.training import train_tokenizer
 
 
 def test_fluency_is_what_the_reference_says_of_answers_and_gold(
@@ -41,6 +45,18 @@ def test_fluency_is_what_the_reference_says_of_answers_and_gold(
     assert found["metrics"]["fluency"]["unit"] == "bits per character"
     assert found["protocol"]["metrics"]["fluency"]["reference"].startswith("judge, sha256 ")
     assert found["protocol"]["metrics"]["fluency"]["reference_tokenizer"] == tokenizer.hash
+
+
+def test_characters_that_the_reference_does_not_know_are_said(small: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["red green wolf"], "char")
+    judge = GPT2(GPT2Config(tokenizer.vocab_size, 48, 16, 1, 2), torch.Generator().manual_seed(0))
+    folder.save(tmp_path / "judge", judge, tokenizer, {"name": "judge"})
+    rows = [PairRow("x", gold, where=Where("test")) for gold in ("red", "green", "七")]
+    found, notes = Scored("translate", Scores(()), rows, [Answer("wolf", {})] * 3), list[str]()
+    add_fluency(found, tmp_path / "judge", "fp32", note=notes.append)
+    assert [note for note in notes if "cannot write" in note] == [
+        "of 1 text the reference cannot write every character: fluency flatters them"
+    ]
 
 
 @pytest.mark.parametrize(("words", "said"), [
