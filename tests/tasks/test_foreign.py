@@ -59,6 +59,7 @@ def test_a_classifier_of_transformers_answers_as_it_does_there(tokenizer: Tokeni
     np.testing.assert_allclose([list(one.values()) for one in found], softmax(network, tokenizer), atol=2e-6)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_classifier_of_peft_answers_when_it_is_merged_and_is_known_when_it_is_served(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
