@@ -288,9 +288,15 @@ def test_each_document_is_a_block(model: Any, bpe: Tokenizer) -> None:
 
 
 def test_blocks_change_no_bit_of_the_sum(model: Any, bpe: Tokenizer) -> None:
-    ids = np.array([bpe.eot_id, *bpe.encode(TEXT)])
-    by_window = [float(x.sum()) for _, x in window_losses(model, lambda a, b: ids[a:b], len(ids), 8, 4)]
-    assert evaluate(model, bpe, TEXT, context=8).nll == sum(by_window)
+    documents = TEXT.split()
+    ids = np.array([token for text in documents for token in (bpe.eot_id, *bpe.encode(text))])
+    by_window = [
+        float(losses[ids[places] != bpe.eot_id].sum())
+        for places, losses in window_losses(model, lambda a, b: ids[a:b], len(ids), 8, 4)
+    ]
+    found = evaluate(model, bpe, documents, context=8)
+    assert found.nll == sum(by_window)
+    assert found.nll != sum(block[0] for block in found.blocks)  # another order of summing has other bits
 
 
 @pytest.mark.parametrize("separated", [True, False])
@@ -313,6 +319,8 @@ def test_a_long_text_is_cut_at_its_pieces_whatever_the_tokenizer(
     pieces = [Doc("the best"), Doc(" of times", True), Doc(" 时代", True), Doc("worst", False)]
     found = evaluate(model, bpe, pieces)
     assert [block[2] for block in found.blocks] == [17, 7, 5]
+    tokens = [len(bpe.encode(piece.text)) for piece in pieces]
+    assert [block[1] for block in found.blocks] == [tokens[0] + tokens[1], *tokens[2:]]
     assert found.documents == 2
     characters = train_tokenizer([TEXT], kind="char")
     other = evaluate(proofs.tiny("float64", vocab_size=characters.vocab_size), characters, pieces)

@@ -51,7 +51,7 @@ def test_one_document_shows_no_spread() -> None:
     found = likelihood(facts, BLOCKS[:1])["loss"]  # type: ignore[arg-type]
     assert found.protocol["interval"] == "none"
     assert str(found) == "loss 3.4 (no spread)"
-    against = compare(found, likelihood(facts | {"nll": 31.0}, [(31.0, *BLOCKS[0][1:])])["loss"])
+    against = compare(found, likelihood(facts | {"nll": 31.0 + 1e-12}, [(31.0, *BLOCKS[0][1:])])["loss"])
     assert (against.low, against.high, against.p) == (against.difference, against.difference, 1)
     assert str(against) == "loss -0.3 (no spread), p 1 (paired permutation)"
 
