@@ -12,6 +12,9 @@ full context.
 
 Bytes and characters are the original text's: bits per byte compares models with different tokenizers,
 perplexity per token does not.
+
+Beside the sums over the text stand those of its documents, a long one in stretches: what an interval is drawn from.
+A stretch of a text is whole pieces, as `data.sources` cuts them, so it is the same text whatever the tokenizer.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,8 +41,20 @@ PROTOCOL = "one stream, <|endoftext|> before every document as unscored context,
 TOKENS_PER_FORWARD = 4096  # windows are grouped to about this many tokens: a constant, so the result depends on none
 LOGITS_PER_CHUNK = 1 << 24  # 64 MB of float32 logits at a time: 333 rows of 50,257
 ENCODE_GROUP = 1 << 22  # characters handed to the tokenizer at once
+STRETCH_TOKENS = 4096  # of a long document of packed tokens
+STRETCH_BYTES = 1 << 14  # of a long text, as many tokens or so: the next piece begins another stretch
+HARDEST = 20  # stretches that are kept to be read
 
 Progress = Callable[[int, int], None]
+Block = tuple[float, int, int, int]  # nats, tokens, bytes, characters
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A document, or a stretch of a long one, and what the model needs for it."""
+
+    text: str
+    bits_per_byte: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,8 @@ class Evaluation:
     text_hash: str
     lossless: bool = True  # False: the tokens do not give the text back, and bits per byte flatter the model
     protocol: str = PROTOCOL
+    blocks: tuple[Block, ...] = field(default=(), compare=False, repr=False)  # of each document or stretch, in order
+    hardest: tuple[Passage, ...] = field(default=(), compare=False, repr=False)  # most bits per byte first
 
     @property
     def loss(self) -> float:
@@ -78,14 +95,14 @@ class Evaluation:
         return self.nll / math.log(2) / self.characters
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's shape: the fields and the four figures; a perplexity too large for a float is None."""
+        """JSON's shape: the sums and the four figures; a perplexity too large for a float is None."""
         figures = {
             "loss": self.loss,
             "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "bits_per_byte": self.bits_per_byte,
             "bits_per_character": self.bits_per_character,
         }
-        return figures | asdict(self)
+        return figures | {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
 
 
 @dataclass(frozen=True)
@@ -138,18 +155,37 @@ def evaluate(
     stream = _stream(tokenizer, text)
     _check_ids(model, stream)
     nll, scored = 0.0, 0
+    starts = np.array([stretch.start for stretch in stream.stretches])
+    nats, tokens = np.zeros(len(starts)), np.zeros(len(starts), dtype=np.int64)
     for positions, losses in window_losses(model, stream.take, len(stream), context, stride, progress):
         targets = stream.is_text(stream.take(positions.start, positions.stop))
         nll += float(losses[targets].sum())
         scored += int(targets.sum())
+        inside = np.searchsorted(starts, np.arange(positions.start, positions.stop)[targets], "right") - 1
+        np.add.at(nats, inside, losses[targets])
+        np.add.at(tokens, inside, 1)
     if scored == 0:
         raise UserError("the tokenizer makes no tokens of this text, so there is nothing to evaluate")
     if not math.isfinite(nll):
         raise UserError("the model's loss on this text is not finite", hint="run: gpt2kit doctor MODEL")
+    blocks = tuple(
+        (float(n), int(count), stretch.bytes, stretch.characters)
+        for n, count, stretch in zip(nats, tokens, stream.stretches, strict=True)
+    )
     return Evaluation(
         nll, scored, stream.bytes, stream.characters, stream.documents, context, stride,
         tokenizer.hash, f"{tokenizer.kind} token", stream.text_hash, stream.lossless,
+        blocks=blocks, hardest=_hardest(tokenizer, stream, blocks),
     )  # fmt: skip
+
+
+def _hardest(tokenizer: Tokenizer, stream: _Stream, blocks: Sequence[Block]) -> tuple[Passage, ...]:
+    bits = {n: block[0] / math.log(2) / block[2] for n, block in enumerate(blocks) if block[1] > 0 and block[2] > 0}
+    ends = [*(stretch.start for stretch in stream.stretches[1:]), len(stream)]
+    found = sorted(bits, key=lambda n: -bits[n])[:HARDEST]
+    return tuple(
+        Passage(tokenizer.decode(stream.take(stream.stretches[n].start, ends[n]).tolist()), bits[n]) for n in found
+    )
 
 
 def token_losses(
@@ -305,6 +341,15 @@ def compare(first: Evaluation, second: Evaluation, unit: str = "byte") -> Compar
 
 
 @dataclass
+class _Stretch:
+    """A document or a part of one: where its tokens begin in the stream, and how much text they are."""
+
+    start: int
+    bytes: int = 0
+    characters: int = 0
+
+
+@dataclass
 class _Stream:
     """Ids with a separator before the first where there is one; memory-mapped ids stay on the disk."""
 
@@ -316,6 +361,7 @@ class _Stream:
     documents: int = 0
     text_hash: str = ""
     lossless: bool = True
+    stretches: list[_Stretch] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.prefix + len(self.ids)
@@ -346,6 +392,8 @@ def _stream(tokenizer: Tokenizer, text: Any) -> _Stream:
         first = tokenizer.token_bytes(int(stream.take(0, 1)[0]))
         stream.bytes -= len(first)
         stream.characters -= _characters(first)
+        stream.stretches[0].bytes -= len(first)
+        stream.stretches[0].characters -= _characters(first)
     if stream.bytes <= 0 or stream.characters <= 0:
         raise UserError(
             "the text to evaluate is empty"
@@ -367,15 +415,23 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[str | Document]) -> _Strea
     separator = tokenizer.eot_id
     digest = hashlib.sha256()
     arrays: list[NDArray[np.int32]] = []
-    pending: list[tuple[str, bool]] = []
+    pending: list[tuple[str, bool, int]] = []
     lossless: list[bool] = []
-    counts = {"bytes": 0, "characters": 0, "documents": 0, "pending": 0}
+    stretches: list[_Stretch] = []
+    counts = {"bytes": 0, "characters": 0, "documents": 0, "pending": 0, "tokens": 0}
 
     def flush() -> None:
-        for (content, continues), ids in zip(pending, tokenizer.encode_batch([t for t, _ in pending]), strict=True):
+        encoded = tokenizer.encode_batch([content for content, _, _ in pending])
+        for (content, continues, size), ids in zip(pending, encoded, strict=True):
+            if not continues or stretches[-1].bytes >= STRETCH_BYTES:
+                stretches.append(_Stretch(counts["tokens"]))
+            stretches[-1].bytes += size
+            stretches[-1].characters += len(content)
             if separator is not None and not continues:
                 arrays.append(np.array([separator], dtype=np.int32))
+                counts["tokens"] += 1
             arrays.append(np.asarray(ids, dtype=np.int32))
+            counts["tokens"] += len(ids)
             if tokenizer.kind != "bpe":  # byte-level BPE loses nothing
                 lossless.append(tokenizer.decode_bytes(ids.tolist()) == content.encode("utf-8"))
         pending.clear()
@@ -392,13 +448,13 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[str | Document]) -> _Strea
         counts["characters"] += len(content)
         counts["documents"] += not continues
         counts["pending"] += len(content)
-        pending.append((content, continues))
+        pending.append((content, continues, len(data)))
         if counts["pending"] >= ENCODE_GROUP:
             flush()
     flush()
     ids = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
     sizes = counts["bytes"], counts["characters"], counts["documents"]
-    return _Stream(ids, separator, 0, *sizes, digest.hexdigest(), all(lossless))
+    return _Stream(ids, separator, 0, *sizes, digest.hexdigest(), all(lossless), stretches)
 
 
 def _utf8(text: str) -> bytes:
@@ -429,10 +485,20 @@ def _count(tokenizer: Tokenizer, ids: Any) -> _Stream:
             stream.documents += starts
             stream.bytes += len(data)
             stream.characters += _characters(data)
+            stream.stretches += _cut(tokenizer, piece[a:b], data, begin + a)
             previous = separator if b < len(piece) else int(piece[-1])
     stream.documents = max(1, stream.documents)
     stream.text_hash = digest.hexdigest()
     return stream
+
+
+def _cut(tokenizer: Tokenizer, ids: NDArray[np.int64], data: bytes, start: int) -> Iterator[_Stretch]:
+    """A document's ids, whose text is `data`, in stretches; the last has all that the others leave."""
+    for a in range(0, len(ids), STRETCH_TOKENS):
+        b = a + STRETCH_TOKENS
+        size = len(data) if b >= len(ids) else len(tokenizer.decode_bytes(ids[a:b].tolist()))
+        yield _Stretch(start + a, len(data[:size]), _characters(data[:size]))
+        data = data[size:]
 
 
 def _check_ids(model: GPT2, stream: _Stream) -> None:

@@ -274,6 +274,70 @@ def test_a_tokenizer_that_loses_text_is_marked(model: Any, bpe: Tokenizer) -> No
     assert "lossless differs: True and False" in notes
 
 
+# ---------------------------------------------------------------- blocks
+
+
+def test_each_document_is_a_block(model: Any, bpe: Tokenizer) -> None:
+    documents = ["the best of times " * 5, "时代", "of times"]
+    losses = token_losses(model, bpe, documents, context=8)
+    found = evaluate(model, bpe, documents, context=8)
+    starts = [*np.flatnonzero(losses.ids == bpe.eot_id), len(losses.ids)]
+    for block, text, begin, end in zip(found.blocks, documents, starts[:-1], starts[1:], strict=True):
+        assert block[0] == pytest.approx(np.nansum(losses.nll[begin:end]), rel=1e-12)
+        assert block[1:] == (end - begin - 1, len(text.encode()), len(text))
+
+
+def test_blocks_change_no_bit_of_the_sum(model: Any, bpe: Tokenizer) -> None:
+    documents = TEXT.split()
+    ids = np.array([token for text in documents for token in (bpe.eot_id, *bpe.encode(text))])
+    by_window = [
+        float(losses[ids[places] != bpe.eot_id].sum())
+        for places, losses in window_losses(model, lambda a, b: ids[a:b], len(ids), 8, 4)
+    ]
+    found = evaluate(model, bpe, documents, context=8)
+    assert found.nll == sum(by_window)
+    assert found.nll != sum(block[0] for block in found.blocks)  # another order of summing has other bits
+
+
+@pytest.mark.parametrize("separated", [True, False])
+def test_blocks_sum_to_the_whole(model: Any, bpe: Tokenizer, separated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STRETCH_TOKENS", 5)
+    monkeypatch.setattr(module, "ENCODE_GROUP", 16)
+    tokenizer = bpe if separated else without_eot(bpe)
+    for text in (["the best 时代", "", "of times"], np.array(bpe.encode("the best of times 时代 " * 4))):
+        found = evaluate(model, tokenizer, text)
+        assert np.sum(found.blocks, axis=0) == pytest.approx(
+            (found.nll, found.tokens, found.bytes, found.characters), rel=1e-12
+        )
+    assert len(found.blocks) > 3
+
+
+def test_a_long_text_is_cut_at_its_pieces_whatever_the_tokenizer(
+    model: Any, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STRETCH_BYTES", 10)
+    pieces = [Doc("the best"), Doc(" of times", True), Doc(" 时代", True), Doc("worst", False)]
+    found = evaluate(model, bpe, pieces)
+    assert [block[2] for block in found.blocks] == [17, 7, 5]
+    tokens = [len(bpe.encode(piece.text)) for piece in pieces]
+    assert [block[1] for block in found.blocks] == [tokens[0] + tokens[1], *tokens[2:]]
+    assert found.documents == 2
+    characters = train_tokenizer([TEXT], kind="char")
+    other = evaluate(proofs.tiny("float64", vocab_size=characters.vocab_size), characters, pieces)
+    assert [block[2:] for block in other.blocks] == [block[2:] for block in found.blocks]
+    assert [block[1] for block in other.blocks] != [block[1] for block in found.blocks]
+
+
+def test_the_hardest_texts_come_first(model: Any, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HARDEST", 2)
+    documents = ["the best of times", "zq", "it was the worst"]
+    each = {text: evaluate(model, bpe, text).bits_per_byte for text in documents}
+    found = evaluate(model, bpe, documents, context=32, stride=32).hardest
+    assert found[0].text == max(each, key=lambda text: each[text]) == "zq"
+    assert len(found) == 2
+    assert found[0].bits_per_byte > found[1].bits_per_byte
+
+
 # ---------------------------------------------------------------- state, progress, losses per token
 
 

@@ -15,12 +15,14 @@ from gpt2kit.errors import UserError, unknown
 from gpt2kit.model.files import lineage, resolve
 from gpt2kit.recipes.ask_options import AskOptions
 from gpt2kit.recipes.asking import choose, with_best_prompt
+from gpt2kit.recipes.scorable import check_scorable
+from gpt2kit.scores.report import Beside
 from gpt2kit.scores.result import Scores
 from gpt2kit.tasks import NAMES, NEVER_TUNED, task_of
 from gpt2kit.tasks.prompted import Tried
 from gpt2kit.tasks.reference import answered_by, open_for_tasks
 from gpt2kit.tasks.spans import Spans, best_threshold
-from gpt2kit.tasks.task import Answer, Graded
+from gpt2kit.tasks.task import Answer, Asked, Graded
 
 BATCH = 512  # examples that are answered before progress is told
 
@@ -34,6 +36,7 @@ class Scored:
     examples: Sequence[Row]
     answers: Sequence[Answer]
     prompts: Sequence[Tried] = ()  # of a search for a prompt, the best first
+    beside: tuple[Beside, ...] = ()  # another model, asked the same
 
 
 def score_files(
@@ -48,10 +51,12 @@ def score_files(
     note: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     on_load: Callable[[str, int, int], None] | None = None,
+    against: str | Path | None = None,
 ) -> Scored:
     """Score a model folder on labelled files of the task that it was tuned for, or of the task `name` by a prompt.
 
-    Raises UserError where the model cannot be asked that, or the files do not fit.
+    `against`: another folder, which is asked the same. Raises UserError where a model cannot be asked that, or the
+    files do not fit, before either is asked.
     """
     ask, kept = ask or AskOptions(), lineage(folder).get("task")
     name = name or (kept["name"] if isinstance(kept, Mapping) else None)
@@ -63,18 +68,24 @@ def score_files(
     found, chosen = found.to_score()
     for line in [*found.report.lines(), *([chosen] if chosen else [])]:
         note(line)
-    task = choose(kept, name, ask, found)
-    if not isinstance(task, Graded):
-        raise UserError(f"{name} has no right answers to compare with")
-    with open_for_tasks(folder, precision, threads, on_load) as engine:
-        note(f"answered by {answered_by(engine)}")
-        best, tried = with_best_prompt(engine, task, ask, note)
-        assert isinstance(best, Graded)
-        answers: list[Answer] = []
-        for a in range(0, len(found.rows), BATCH):
-            answers += best.answer(engine, found.rows[a : a + BATCH])
-            progress(len(answers), len(found.rows))
-    return Scored(best.name, best.score(found.rows, answers), found.rows, answers, tried)
+    folders = [folder] if against is None else [folder, against]
+    tasks = [choose(lineage(one).get("task"), name, ask, found) for one in folders]
+    for task in tasks:
+        check_scorable(task, found.rows)
+
+    def answered(one: str | Path, task: Asked) -> Scored:
+        with open_for_tasks(one, precision, threads, on_load) as engine:
+            note(f"answered by {answered_by(engine)}")
+            best, tried = with_best_prompt(engine, task, ask, note)
+            assert isinstance(best, Graded)
+            answers: list[Answer] = []
+            for a in range(0, len(found.rows), BATCH):
+                answers += best.answer(engine, found.rows[a : a + BATCH])
+                progress(len(answers), len(found.rows))
+        return Scored(best.name, best.score(found.rows, answers), found.rows, answers, tried)
+
+    ours, *others = [answered(one, task) for one, task in zip(folders, tasks, strict=True)]
+    return dataclasses.replace(ours, beside=tuple(Beside.of(str(against), one.scores, ours.scores) for one in others))
 
 
 def tune_threshold(folder: str | Path, found: Scored) -> tuple[float, Scored]:

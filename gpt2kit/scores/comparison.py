@@ -11,6 +11,7 @@ Sources: McNemar 1947; Koehn 2004 for the paired bootstrap.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ _HINTS = {
 class Comparison:
     """`second` against `first`. Without per-example results `low`, `high`, `p` and `test` are None.
 
-    `difference` is second - first; `low` and `high` are its interval.
+    `difference` is second - first; `low` and `high` are its interval, and equal to it where resampling shows no spread.
     """
 
     metric: str
@@ -64,6 +65,13 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"notes": list(self.notes)}
+
+    def __str__(self) -> str:
+        text = f"{self.metric} {self.difference:+.4g}"
+        if self.low is None or self.high is None or self.p is None:
+            return text
+        interval = "(no spread)" if self.low == self.high else f"[{self.low:+.4g}, {self.high:+.4g}]"
+        return f"{text} {interval}, p {self.p:.2g} ({self.test})"
 
 
 def compare(first: Score, second: Score, resampling: Resampling | None = None) -> Comparison:
@@ -92,6 +100,8 @@ def compare(first: Score, second: Score, resampling: Resampling | None = None) -
     else:
         p, test = permutation(a, b, combine, resampling), "paired permutation"
     low, high = min(interval.low, difference), max(interval.high, difference)
+    if interval.method == "none":
+        low = high = difference
     return Comparison(first.name, first.unit, first.value, second.value, difference, low, high, p, test, first.n, notes)
 
 
@@ -101,6 +111,19 @@ def compare_all(first: Scores, second: Scores, resampling: Resampling | None = N
     if not shared:
         raise UserError("the two results have no metric in common")
     return tuple(compare(first[name], second[name], resampling) for name in shared)
+
+
+def compare_what_can_be(
+    first: Scores, second: Scores, resampling: Resampling | None = None
+) -> tuple[tuple[Comparison, ...], dict[str, str]]:
+    """The metrics that both have and that can be compared; of the others the reason why not, by name."""
+    found, refused = [], {}
+    for name in [score.name for score in first if score.name in second]:
+        try:
+            found.append(compare(first[name], second[name], resampling))
+        except UserError as error:
+            refused[name] = error.message + (f" ({error.hint})" if error.hint else "")
+    return tuple(found), refused
 
 
 def check_alike(first: Score, second: Score) -> tuple[str, ...]:
@@ -134,9 +157,7 @@ def check_alike(first: Score, second: Score) -> tuple[str, ...]:
 
 
 def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
-    head, mark, digest = text.partition("sha256 ")
-    text = f"{head}{mark}{digest[:8]}…" if mark else text
+    text = "none" if value is None else re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1…", str(value))
     return text if len(text) <= 90 else f"{text[:89]}…"
 
 

@@ -6,6 +6,7 @@ protocol, and `comparison.compare` refuses two that differ in it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,8 +46,9 @@ def likelihood(
     """perplexity, loss, bits_per_byte, bits_per_character of one evaluation.
 
     `facts`: nll (nats), tokens, bytes, characters, unit, and what the figures depend on. `blocks`: (nll, tokens, bytes,
-    characters) of each document or stretch of text, which sum to the whole; intervals are over them, and without them
-    there are none. UserError where a fact is missing or the blocks do not sum to the whole.
+    characters) of each document or stretch of text, which sum to the whole, as `Evaluation.blocks` has them; intervals
+    are over them, and without them there are none. UserError where a fact is missing or the blocks do not sum to the
+    whole.
     """
     missing = [key for key in ("nll", "tokens", "bytes", "characters", "unit", *PROTOCOL_KEYS) if key not in facts]
     if missing:
@@ -58,42 +60,46 @@ def likelihood(
     parts = None if blocks is None else np.array(blocks, dtype=np.float64).reshape(-1, 4)
     if parts is not None and not np.allclose(parts.sum(0), whole, rtol=1e-5):
         raise UserError(f"the blocks sum to {parts.sum(0).tolist()}, the evaluation to {whole.tolist()}")
+    drawn = None if parts is None else _Drawn(parts, resampling)
     unit = str(facts["unit"])
-    metrics: list[tuple[str, str, Combine]] = [
-        ("perplexity", f"perplexity per {unit}", _perplexity),
-        ("loss", f"nats per {unit}", _loss),
-        ("bits_per_byte", "bits per byte", _bits_per_byte),
-        ("bits_per_character", "bits per character", _bits_per_character),
+    metrics: list[tuple[str, str, str, Combine]] = [
+        ("perplexity", f"perplexity per {unit}", "tokens", _perplexity),
+        ("loss", f"nats per {unit}", "tokens", _loss),
+        ("bits_per_byte", "bits per byte", "bytes", _bits_per_byte),
+        ("bits_per_character", "bits per character", "characters", _bits_per_character),
     ]
     scores, notes = [], []
-    for name, unit, combine in metrics:
-        if math.isnan(float(combine(whole))):
+    for name, unit, counted, combine in metrics:
+        value = float(combine(whole))
+        if math.isnan(value):
             notes.append(f"{name} is too large for a number: the loss is {float(_loss(whole)):.0f} nats per token")
             continue
-        scores.append(_score(name, unit, combine, whole, parts, facts, resampling))
+        protocol: dict[str, Any] = {
+            "test_set": f"text, {whole[2]:.0f} bytes, sha256 {facts['text_hash']}",
+            "tokenizer": str(facts["tokenizer_hash"]),
+            **{key: facts[key] for key in ("context", "stride", "lossless", "protocol")},
+            "counted": counted,
+        }
+        n = int(facts[counted])
+        if drawn is None:
+            scores.append(Score(name, value, None, None, n, unit, {**protocol, "interval": "not drawn"}))
+            continue
+        interval = drawn.interval(combine, value)
+        protocol |= {"blocks": len(drawn.parts), **resampling.protocol, **interval.protocol}
+        kept = Examples(drawn.parts, combine, drawn.order)
+        scores.append(Score(name, value, interval.low, interval.high, n, unit, protocol, kept))
     return Scores(tuple(scores), tuple(notes))
 
 
-def _score(
-    name: str,
-    unit: str,
-    combine: Combine,
-    whole: Floats,
-    parts: Floats | None,
-    facts: Mapping[str, Any],
-    resampling: Resampling,
-) -> Score:
-    protocol: dict[str, Any] = {
-        "test_set": f"text, {whole[2]:.0f} bytes, sha256 {facts['text_hash']}",
-        "tokenizer": str(facts["tokenizer_hash"]),
-        **{key: facts[key] for key in ("context", "stride", "lossless", "protocol")},
-    }
-    tokens = int(whole[1])
-    value = float(combine(whole))
-    if parts is None or len(parts) < 2:
-        return Score(name, value, None, None, tokens, unit, {**protocol, "counted": "tokens", "interval": "not drawn"})
-    drawn = Sample(parts).interval(combine, resampling)
-    interval = Interval(value, min(drawn.low, value), max(drawn.high, value), drawn.method, drawn.undefined)
-    protocol |= {"counted": "tokens", "blocks": len(parts), **resampling.protocol, **interval.protocol}
-    kept = Examples(parts, combine, str(facts["text_hash"]))
-    return Score(name, value, interval.low, interval.high, tokens, unit, protocol, kept)
+class _Drawn:
+    """The blocks [N, 4], resampled once for all metrics."""
+
+    def __init__(self, parts: Floats, resampling: Resampling) -> None:
+        self.parts, self.resampling, self.sample = parts, resampling, Sample(parts)
+        self.draws = self.sample.resampled(resampling.resamples, resampling.seed)
+        # Two models are paired over the same text in each block, whatever its tokens are.
+        self.order = hashlib.sha256(np.ascontiguousarray(parts[:, 2:]).tobytes()).hexdigest()
+
+    def interval(self, combine: Combine, value: float) -> Interval:
+        found = self.sample.interval(combine, self.resampling, self.draws)
+        return Interval(value, min(found.low, value), max(found.high, value), found.method, found.undefined)

@@ -34,6 +34,13 @@ _CHINESE = (
      r"困惑度过大，无法表示：损失为每词元 \1 奈特"),
     (r"no results of single examples: the difference has no interval", "没有逐个样本的结果：差值没有区间"),
     (r"(\w+) differs: (.*) and (.*)", r"\1 不同：\2 与 \3"),
+    (r"the two (\w+) cannot be compared: a perplexity per token depends on what a token is.*",
+     r"两个 \1 不能比较：每词元困惑度取决于何为词元；请比较每字节或每字符比特数"),
+    (r"the two (\w+) have different units: '(.*)' and '(.*)'.*", r"两个 \1 不能比较：单位不同，为 \2 与 \3"),
+    (r"the two (\w+) cannot be compared: a longer context makes .*? \((\d+) and (\d+)\).*",
+     r"两个 \1 不能比较：上下文不同（\2 与 \3），上下文越长文本越容易预测"),
+    (r"the two (\w+) cannot be compared: a shorter stride gives .*? \((\d+) and (\d+)\).*",
+     r"两个 \1 不能比较：步幅不同（\2 与 \3），步幅越短文本越容易预测"),
 )  # fmt: skip
 
 

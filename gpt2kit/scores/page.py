@@ -16,6 +16,7 @@ from gpt2kit.scores import plots
 from gpt2kit.scores.markup import both, cell, clean, folded, heading, marked, table
 from gpt2kit.scores.names import describe
 from gpt2kit.scores.notes import chinese
+from gpt2kit.scores.report import TEXT
 from gpt2kit.scores.result import FRACTION, POINTS, Score, Scores
 from gpt2kit.scores.style import STYLE
 
@@ -36,7 +37,7 @@ CONFUSIONS = 10
 SHARE_SHOWN = 0.05  # of a row of that table
 TASKS = {
     "write": "写作", "continue": "续写", "classify": "分类", "answer": "问答", "summarise": "摘要", "translate": "翻译",
-    "chat": "对话", "correct": "纠错", "edit": "编辑", "rank": "排序", "embed": "嵌入",
+    "chat": "对话", "correct": "纠错", "edit": "编辑", "rank": "排序", "embed": "嵌入", TEXT: "文本",
 }  # fmt: skip
 VALUE, INTERVAL, DIFFERENCE = ("value", "值"), ("interval", "区间"), ("difference", "差值")
 OURS, METRIC, CLASS = ("this model", "本模型"), ("metric", "指标"), ("class", "类别")
@@ -180,6 +181,7 @@ def _beside(scores: Scores, other: Beside) -> str:
     )
     columns = (METRIC, OURS, (name, name), DIFFERENCE, ("p", "p"))
     notes = tuple(f"{found.metric}: {note}" for found in other.comparisons for note in found.notes)
+    notes += tuple(other.refused.values())
     title = heading(f"Beside {name}", f"与 {name} 相比")
     return f'{title}<p class="muted">{said}</p>{table(columns, rows)}{_notes(notes)}'
 
@@ -192,6 +194,8 @@ def _difference(found: Comparison | None) -> str:
     text = f"{found.difference:+.{d}f}"
     if found.low is None or found.high is None:
         return text
+    if found.low == found.high:
+        return f"{text} <small>({both('no spread', '无离散')})</small>"
     sure = found.low > 0 or found.high < 0
     better = (found.difference > 0) != describe(found.metric).less_is_better
     kind = ("better" if better else "worse") if sure else "muted"
@@ -321,11 +325,9 @@ def _example(number: int, example: Example, report: Report) -> str:
     texts = marked if report.diff else lambda gold, predicted: (folded(gold), folded(predicted))
     gold, predicted = texts(example.gold, example.predicted)
     name = _title(report.example_score) if report.example_score else both("score", "得分")
-    rows = (
-        (both("input", "输入"), folded(example.input)),
-        (both("reference", "参考"), gold),
-        (both("answer", "回答"), predicted),
-    )
+    rows = [(both("input", "输入"), folded(example.input))]
+    if report.task != TEXT:
+        rows += [(both("reference", "参考"), gold), (both("answer", "回答"), predicted)]
     body = "".join(f'<dt>{title}</dt><dd dir="auto">{text}</dd>' for title, text in rows)
     return (
         f'<div class="example"><div class="head"><span>{number}</span><span>{name} {example.score:.3g}</span></div>'

@@ -12,19 +12,20 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from gpt2kit import commit
 from gpt2kit.errors import UserError
 from gpt2kit.scores.classification import Bin, Confusion
-from gpt2kit.scores.comparison import Comparison
+from gpt2kit.scores.comparison import Comparison, compare_what_can_be
 from gpt2kit.scores.intervals import Resampling, mean_interval
 from gpt2kit.scores.result import Scores, check_pairs
 
 JSON, HTML = "report.json", "report.html"
 FORMAT = 1
+TEXT = "text"  # the task where nothing is asked: its examples are texts alone
 WORST = 20
 LENGTH_BINS = 8
 SMALLEST_BIN = 5  # examples
@@ -63,11 +64,25 @@ class LossPoint:
 
 @dataclass(frozen=True)
 class Beside:
-    """Another system on the same examples, such as a baseline: its name, its scores, and the comparisons with it."""
+    """Another system on the same examples, such as a baseline: its name, its scores, and the comparisons with it.
+
+    `refused` says of a metric that both have why the two figures cannot be compared.
+    """
 
     name: str
     scores: Scores
     comparisons: tuple[Comparison, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, scores: Scores, ours: Scores) -> Self:
+        """With every comparison of `ours` against the other's `scores` that can be made."""
+        return cls(name, scores, *compare_what_can_be(scores, ours))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's shape."""
+        compared = {"comparisons": [one.to_dict() for one in self.comparisons]}
+        return {"name": self.name, **self.scores.to_dict(), **compared, "refused": dict(self.refused)}
 
 
 @dataclass(frozen=True)
@@ -100,10 +115,7 @@ class Report:
         if self.confusion is not None:
             found["confusion"] = {"labels": list(self.confusion.labels), "counts": self.confusion.counts.tolist()}
         found["per_class"] = {label: scores.to_dict()["metrics"] for label, scores in self.per_class.items()}
-        found["beside"] = [
-            {"name": other.name, **other.scores.to_dict(), "comparisons": [c.to_dict() for c in other.comparisons]}
-            for other in self.beside
-        ]
+        found["beside"] = [other.to_dict() for other in self.beside]
         for name in ("reliability", "lengths", "losses", "examples"):
             found[name] = [asdict(item) for item in getattr(self, name)]
         found |= {"example_score": self.example_score, "length_score": self.length_score}

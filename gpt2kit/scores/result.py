@@ -81,10 +81,16 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "unit": self.unit}
 
-    def __str__(self) -> str:
+    def interval_text(self, form: str = ".4g") -> str:
+        """The interval for people: "(no spread)" where resampling shows none, which is no certainty; "" without one."""
         if self.low is None or self.high is None:
-            return f"{self.name} {self.value:.4g}"
-        return f"{self.name} {self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+            return ""
+        if self.protocol.get("interval") == "none":
+            return "(no spread)"
+        return f"[{self.low:{form}}, {self.high:{form}}]"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4g} {self.interval_text()}".rstrip()
 
 
 def measured(

@@ -142,6 +142,12 @@ def test_another_seed_or_number_of_resamples_is_no_reason_to_refuse() -> None:
     assert compare(accuracy(values), other).difference == 0
 
 
+def test_a_comparison_reads_as_one_line() -> None:
+    found = compare(accuracy([0, 0, 0, 1] * 50), accuracy([1, 0, 1, 1] * 50))
+    assert str(found) == f"accuracy +0.5 [{found.low:+.4g}, {found.high:+.4g}], p {found.p:.2g} (McNemar, exact)"
+    assert str(replace(found, low=None, high=None, p=None)) == "accuracy +0.5"
+
+
 def test_figures_read_back_have_a_difference_without_an_interval() -> None:
     saved = Scores.from_dict(Scores((accuracy(RIGHT_A),)).to_dict())
     found = compare_all(saved, Scores((accuracy(RIGHT_B),)))[0]

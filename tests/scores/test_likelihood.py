@@ -8,7 +8,7 @@ import pytest
 
 from gpt2kit.errors import UserError
 from gpt2kit.evaluation import Evaluation
-from gpt2kit.scores.comparison import compare
+from gpt2kit.scores.comparison import compare, compare_what_can_be
 from gpt2kit.scores.intervals import Resampling
 from gpt2kit.scores.likelihood import likelihood
 
@@ -44,6 +44,32 @@ def test_documents_give_intervals_and_paired_comparisons() -> None:
     assert found.high is not None
     assert found.high < 0
     assert found.test == "paired permutation"
+
+
+def test_one_document_shows_no_spread() -> None:
+    facts = EVALUATION.to_dict() | dict(zip(("nll", "tokens", "bytes", "characters"), BLOCKS[0], strict=True))
+    found = likelihood(facts, BLOCKS[:1])["loss"]  # type: ignore[arg-type]
+    assert found.protocol["interval"] == "none"
+    assert str(found) == "loss 3.4 (no spread)"
+    against = compare(found, likelihood(facts | {"nll": 31.0 + 1e-12}, [(31.0, *BLOCKS[0][1:])])["loss"])
+    assert (against.low, against.high, against.p) == (against.difference, against.difference, 1)
+    assert str(against) == "loss -0.3 (no spread), p 1 (paired permutation)"
+
+
+def test_bits_per_byte_are_paired_between_tokenizers() -> None:
+    """The same text in each block, cut into other tokens."""
+    halved = [(nll * 0.9, n * 2, size, characters) for nll, n, size, characters in BLOCKS]
+    facts = EVALUATION.to_dict() | {"tokenizer_hash": "ef" * 32, "unit": "char token"}
+    facts |= {"nll": sum(row[0] for row in halved), "tokens": 2 * EVALUATION.tokens}
+    first, second = likelihood(EVALUATION.to_dict(), BLOCKS), likelihood(facts, halved)  # type: ignore[arg-type]
+    found, refused = compare_what_can_be(first, second)
+    assert [one.metric for one in found] == ["bits_per_byte", "bits_per_character"]
+    assert found[0].n == EVALUATION.bytes
+    assert found[0].notes == ("tokenizer differs: abababab… and efefefef…",)
+    assert found[0].high is not None
+    assert found[0].high < 0
+    assert list(refused) == ["perplexity", "loss"]
+    assert "different units: 'perplexity per bpe token' and 'perplexity per char token'" in refused["perplexity"]
 
 
 def test_a_perplexity_too_large_for_a_number_is_noted() -> None:

@@ -218,6 +218,28 @@ def test_a_report_of_two_figures_has_no_empty_parts(tmp_path: Path) -> None:
     Page(render(Report("", Scores(()))))
 
 
+def test_a_report_of_a_text_shows_the_text_alone() -> None:
+    report = Report(
+        "a", Scores(()), "text", examples=(Example("春天来了", "", "", 2.5),), example_score="bits_per_byte"
+    )
+    found = Page(render(report))
+    assert "春天来了" in found.text
+    assert "reference" not in found.text
+    assert "reference" in Page(render(replace(report, task="classify"))).text
+
+
+def test_what_cannot_be_compared_is_said_with_the_reason() -> None:
+    ours = Score("loss", 3.0, None, None, 9, "nats per bpe token")
+    beside = Beside.of("base", Scores((replace(ours, unit="nats per char token"),)), Scores((ours,)))
+    report = Report("a", Scores((ours,)), beside=(beside,))
+    (saved,) = report.to_dict()["beside"]
+    assert saved["comparisons"] == []
+    assert "different units: 'nats per char token' and 'nats per bpe token'" in saved["refused"]["loss"]
+    text = Page(render(report)).text
+    assert "different units" in text
+    assert "单位不同，为 nats per char token 与 nats per bpe token" in text
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, report: Report) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, and a report needs a folder"):

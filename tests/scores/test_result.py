@@ -113,3 +113,11 @@ def test_a_score_is_never_nan_nor_outside_its_interval() -> None:
         Score("a", float("nan"), None, None, 1, "")
     with pytest.raises(AssertionError, match="outside its interval"):
         Score("a", 0.5, 0.6, 0.7, 1, "")
+
+
+def test_a_score_shows_its_interval_and_says_where_there_is_no_spread() -> None:
+    known = Score("bleu", 12.345678, 11.0, 13.0, 5, "points", {"interval": "bca"})
+    assert str(known) == "bleu 12.35 [11, 13]"
+    assert known.interval_text(".1f") == "[11.0, 13.0]"
+    assert str(replace(known, value=0, low=0, high=0, protocol={"interval": "none"})) == "bleu 0 (no spread)"
+    assert str(replace(known, low=None, high=None)) == "bleu 12.35"
