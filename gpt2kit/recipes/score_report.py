@@ -39,8 +39,8 @@ def write(out: str | Path, folder: str | Path, found: Scored) -> Path:
         more["examples"] = worst(inputs, gold, predicted, of_gold)
         more |= {"example_score": "gold_probability", "length_score": first.name}
     report = Report(
-        f"{found.task}: {Path(folder).resolve().name}", found.scores, found.task, diff=found.task != "classify", beside=found.beside,
-        lineage=lineage(folder), losses=losses_of(read_metrics(Path(folder))), **more,
+        f"{found.task}: {Path(folder).resolve().name}", found.scores, found.task, diff=found.task != "classify",
+        beside=found.beside, lineage=lineage(folder), losses=losses_of(read_metrics(Path(folder))), **more,
     )  # fmt: skip
     return write_report(out, report)
 
