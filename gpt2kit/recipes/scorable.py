@@ -24,7 +24,7 @@ def check_scorable(task: Asked, rows: Sequence[Row]) -> None:
     if not isinstance(task, Graded):
         raise UserError(f"{task.name} has no right answers to compare with")
     if task.name in BY_SKLEARN:
-        pass
+        sklearn_metrics()
     if task.name in BY_SACREBLEU_AND_ROUGE:
         sacrebleu_metrics()
         rouge_scorer(["rouge1"], "en")
