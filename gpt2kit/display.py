@@ -47,10 +47,11 @@ class TrainingDisplay:
             case loop.Stepped():
                 self.stepped = event
                 self._step()
-            case loop.Evaluated(step, loss, best):
+            case loop.Evaluated(step, loss, best, accuracy):
                 self.validation = loss
                 star = ", the best so far" if best else ""
-                self.console.print(f"step {step}: validation loss [bold]{loss:.4f}[/bold]{star}")
+                right = "" if accuracy is None else f", accuracy [bold]{accuracy:.4f}[/bold]"
+                self.console.print(f"step {step}: validation loss [bold]{loss:.4f}[/bold]{right}{star}")
                 self._step()
             case events.Sampled(step, text):
                 self.console.print(Panel(Text(text.strip() or "(nothing)"), title=f"sample at step {step}", width=100))

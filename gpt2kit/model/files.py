@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,7 @@ def check_vocabulary(tokenizer: Tokenizer, config: GPT2Config) -> None:
 def resolve(folder: str | Path, allow_hub: bool = False) -> tuple[Path, str | None]:
     """The folder to load, and a note where that is not simply `folder`.
 
-    A run without a final model stands for its checkpoint with the lowest validation loss, or else its last.
+    A run without a final model stands for its best checkpoint (`training.checkpoint.State.standing`), or else its last.
     Raises UserError where there is no model, with the next command.
     """
     path = Path(folder)
@@ -150,7 +151,7 @@ def _absent(path: Path) -> UserError:
 def _best_checkpoint(run: Path) -> tuple[Path, str] | None:
     """The best complete checkpoint of a run that has not finished, and what to tell the user."""
     folders = {int(m[1]): p for p in _checkpoints(run) if (m := STEP.fullmatch(p.name))}
-    losses: dict[int, float] = {}
+    standings: dict[int, tuple[float, float]] = {}  # mistakes, loss
     damaged = []
     for step, path in sorted(folders.items()):
         try:
@@ -158,14 +159,21 @@ def _best_checkpoint(run: Path) -> tuple[Path, str] | None:
             if manifest is None:
                 raise UserError(f"{path} is not complete")
             scores = manifest.get("scores")
-            loss = scores.get("validation_loss") if isinstance(scores, dict) else None
-            losses[step] = loss if isinstance(loss, float | int) else float("inf")
+            known = scores if isinstance(scores, dict) else {}
+            loss, accuracy = known.get("validation_loss"), known.get("validation_accuracy")
+            standings[step] = (
+                -accuracy if isinstance(accuracy, float | int) else math.inf,
+                loss if isinstance(loss, float | int) else math.inf,
+            )
         except UserError:
             damaged.append(path.name)
-    if not losses:
+    if not standings:
         return None
-    step = min(losses, key=lambda step: (losses[step], -step))
-    reason = "the last one" if losses[step] == float("inf") else f"validation loss {losses[step]:.4f}, the lowest"
+    step = min(sorted(standings, reverse=True), key=lambda step: standings[step])
+    mistakes, loss = standings[step]
+    reason = "the last one" if math.isinf(loss) else f"validation loss {loss:.4f}, the lowest"
+    if not math.isinf(mistakes):
+        reason = f"validation accuracy {-mistakes:.4f}, the highest"
     note = f"{run} has no final model: {folders[step].name} is used ({reason})"
     return folders[step], note + (f"; damaged and left out: {', '.join(damaged)}" if damaged else "")
 

@@ -94,8 +94,6 @@ def finish(run: loop.Run, artefact: Artefact, state: State, reason: str, feed: F
         return
     step, notes = checkpoint.best_whole(run.folder, state)
     yield from map(Note, notes)
-    loss = state.losses.get(str(step))
-    scores = {} if loss is None else {"validation_loss": loss}
-    lineage = {**run.lineage, "step": step, "scores": scores}
+    lineage = {**run.lineage, "step": step, "scores": state.scores(step)}
     artefact.publish(run.folder, checkpoint.folder_of(run.folder, step), lineage, feed.extra)
-    yield Finished(run.folder, step, loss, state.seconds, reason, None, feed.next)
+    yield Finished(run.folder, step, state.losses.get(str(step)), state.seconds, reason, None, feed.next)

@@ -65,7 +65,8 @@ def run_trial(
             if isinstance(event, Finished):
                 if event.resume is not None:
                     return Outcome(number, "pruned" if pruned else "running")
-                value = event.loss
+                losses = commit.read_json(checkpoint.newest(place)[0] / checkpoint.STATE)["losses"]
+                value = min(losses.values(), default=None)
     except UserError as error:
         if not begun and not any(one.intermediate_values for one in trial.study.trials):
             raise

@@ -41,14 +41,30 @@ class State:
     step: int = 0  # optimiser steps done
     total: int = 0  # steps of the whole run
     seconds: float = 0.0  # of training, over all sittings
-    best: float | None = None  # lowest validation loss, nats per token
     evaluations_since_best: int = 0
     plateau: float = 1.0  # the learning rate's factor under the "plateau" schedule
-    losses: dict[str, float] = field(default_factory=dict)  # step -> validation loss, for the plot and the lineage
+    losses: dict[str, float] = field(default_factory=dict)  # step -> validation loss, nats per target
+    accuracies: dict[str, float] = field(default_factory=dict)  # step -> share of right decisions, of a classifier
     stopped_early: bool = False
+
+    def scores(self, step: int) -> dict[str, float]:
+        """What is known of a step, by the names that model folders use."""
+        kinds = {"validation_loss": self.losses, "validation_accuracy": self.accuracies}
+        return {name: found[str(step)] for name, found in kinds.items() if str(step) in found}
+
+    def standing(self, step: int) -> tuple[float, float]:
+        """Less is better: the mistakes of a classifier, then the validation loss; infinite where none is known.
+
+        A classifier grows surer long after it has stopped to err less: its loss rises with that while its accuracy
+        does not fall (docs/results.md: AG News, IMDb), so the loss alone would keep a worse model.
+        """
+        accuracy = self.accuracies.get(str(step), -math.inf)
+        return -accuracy, self.losses.get(str(step), math.inf)
 
     @classmethod
     def from_dict(cls, values: Any) -> State:
+        if isinstance(values, dict) and "accuracies" not in values:  # written before these were kept
+            values = {name: value for name, value in values.items() if name != "best"} | {"accuracies": {}}
         known = {f.name: f for f in dataclasses.fields(cls)}
         if not isinstance(values, dict) or set(values) != set(known):
             raise UserError("the training state is not one that this version wrote")
@@ -57,10 +73,9 @@ class State:
             raise UserError("the training state holds impossible counters")
         good = (
             all(type(values[n]) is int for n in ("step", "total", "evaluations_since_best"))
-            and (values["best"] is None or type(values["best"]) in (int, float))
             and type(values["stopped_early"]) is bool
-            and isinstance(values["losses"], dict)
-            and all(type(v) in (int, float) for v in values["losses"].values())
+            and all(isinstance(values[n], dict) for n in ("losses", "accuracies"))
+            and all(type(v) in (int, float) for n in ("losses", "accuracies") for v in values[n].values())
         )
         if not good or values["evaluations_since_best"] < 0:
             raise UserError("the training state holds values of another type")
@@ -125,9 +140,7 @@ def save(
 ) -> Path:
     """Commit the checkpoint of `state.step`, then delete all but the `keep` newest and the best."""
     target = folder_of(run, state.step)
-    loss = state.losses.get(str(state.step))
-    scores = {} if loss is None else {"validation_loss": loss}
-    stepped = {**lineage, "step": state.step, "scores": scores}
+    stepped = {**lineage, "step": state.step, "scores": state.scores(state.step)}
     record = model_folder.complete_lineage(artefact.model, artefact.tokenizer, stepped)
     with commit.folder(target, "checkpoint", record) as staging:
         artefact.write(staging, record)
@@ -146,15 +159,14 @@ def save(
 
 
 def best(run: Path, state: State) -> int | None:
-    """The step of the checkpoint with the lowest validation loss; the newest where none was evaluated."""
-    steps = steps_of(run)
-    return min(steps, key=lambda step: (state.losses.get(str(step), math.inf), -step), default=None)
+    """The step of the checkpoint that stands best; of equals, and where none was evaluated, the newest."""
+    return min(reversed(steps_of(run)), key=state.standing, default=None)
 
 
 def best_whole(run: Path, state: State) -> tuple[int, list[str]]:
     """As `best`, of those whose every file matches its manifest; and notes on damaged ones that were passed over."""
     notes: list[str] = []
-    for step in sorted(steps_of(run), key=lambda step: (state.losses.get(str(step), math.inf), -step)):
+    for step in sorted(steps_of(run), key=lambda step: (state.standing(step), -step)):
         try:
             commit.recover(folder_of(run, step))
             if commit.verify(folder_of(run, step)) is None:

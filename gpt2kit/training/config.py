@@ -42,9 +42,9 @@ class TrainConfig:
     precision: PrecisionName = "auto"
     evaluate_every: int = 100
     evaluate_tokens: int = 65536  # of the validation split; 0: all of it
-    checkpoint_every: int = 500  # a better validation loss makes a checkpoint in between
+    checkpoint_every: int = 500  # a better evaluation makes a checkpoint in between
     keep: int = 2  # newest checkpoints kept, besides the best
-    patience: int = 0  # evaluations without a better validation loss before an early stop; 0: never
+    patience: int = 0  # evaluations in a row that are not the best so far before an early stop; 0: never
     workers: int = 0  # threads that each take a slice of the batch; 0: chosen from the model's size
     tensorboard: bool = False
 

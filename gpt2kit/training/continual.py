@@ -27,7 +27,7 @@ from gpt2kit.model.config import GPT2Config
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training import fast
 from gpt2kit.training.losses import LOGITS_BYTES
-from gpt2kit.training.objectives import Arrays, Objective
+from gpt2kit.training.objectives import Arrays, Judged, Objective
 from gpt2kit.training.rows import Completions, Row, RowBatches
 from gpt2kit.training.spans import SpanEnds
 
@@ -101,7 +101,7 @@ def group(
 class Mixed:
     """New rows under their own objective, rows of before (`Earlier`) under that of their group.
 
-    The validation rows are new ones, and `plain_loss` is the new objective's.
+    The validation rows are new ones, and the new objective judges them.
     """
 
     def __init__(self, new: Objective, groups: Sequence[Group]) -> None:
@@ -139,10 +139,10 @@ class Mixed:
         part, count = group.objective.loss(model, *tensors)
         return group.scale * part, count if group.worth is None else group.worth * rows
 
-    def plain_loss(self, model: GPT2, shape: Tensor, *tensors: Tensor) -> tuple[Tensor, int]:
+    def judge(self, model: GPT2, shape: Tensor, *tensors: Tensor) -> Judged:
         rows, arrays = shape[0].tolist()
         assert rows, "validation rows are new ones"
-        return self.new.plain_loss(model, *tensors[:arrays])
+        return self.new.judge(model, *tensors[:arrays])
 
 
 # Elastic weight consolidation
@@ -160,12 +160,12 @@ def fisher(model: GPT2, objective: Objective, rows: Sequence[Row], most: int = F
     chosen = [rows[i * len(rows) // min(most, len(rows))] for i in range(min(most, len(rows)))]
     for number, row in enumerate(chosen):
         tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in objective.prepare([row], 0, number)]
-        loss, count = objective.plain_loss(model, *tensors)
-        found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+        judged = objective.judge(model, *tensors)
+        found = torch.autograd.grad(judged.loss, [p for _, p in named], allow_unused=True)
         for (name, _), gradient in zip(named, found, strict=True):
             if gradient is not None:
                 sums[name].addcmul_(gradient, gradient)
-        total += count
+        total += judged.targets
     return {name: value / max(1, total) for name, value in sums.items()}
 
 
@@ -210,7 +210,6 @@ class Distilled:
     ) -> None:  # fmt: skip
         self.objective, self.teacher = objective, teacher.eval().requires_grad_(False)
         self.weight, self.temperature = weight * targets, temperature
-        self.plain_loss = self._plain_loss
         self.local = threading.local()  # workers share the model
         model.ln_f.register_forward_hook(lambda module, inputs, output: self._seen(output))
 
@@ -239,8 +238,8 @@ class Distilled:
             before = self.teacher.to(ids.device).hidden(ids)[real]  # N C
         return total + self.weight * self._divergence(model.head, hidden[real], before, weights), count
 
-    def _plain_loss(self, model: GPT2, *tensors: Tensor) -> tuple[Tensor, int]:
-        return self.objective.plain_loss(model, *tensors[:-1])
+    def judge(self, model: GPT2, *tensors: Tensor) -> Judged:
+        return self.objective.judge(model, *tensors[:-1])
 
     def _divergence(self, head: Tensor, now: Tensor, before: Tensor, weights: Tensor) -> Tensor:
         """Sum over N of weight x T^2 KL, in chunks whose logits are made anew for the backward pass."""

@@ -78,8 +78,9 @@ class Stepped:
 @dataclass(frozen=True)
 class Evaluated:
     step: int
-    loss: float  # nats per token on the validation windows
-    best: bool
+    loss: float  # nats per target of the validation rows
+    best: bool  # of all so far, as `State.standing` says
+    accuracy: float | None = None  # where the model decides: the share of the targets that it gets right
 
 
 @dataclass(frozen=True)
@@ -252,20 +253,22 @@ class Gradients:
         return total, count, sums
 
     @torch.no_grad()
-    def evaluate(self, rows: Rows) -> float:
-        """Mean nats per counted target over rows, dropout off, without label smoothing."""
+    def evaluate(self, rows: Rows) -> tuple[float, float | None]:
+        """Mean nats per target over rows, dropout off, without label smoothing; and the share of right decisions."""
 
-        def part(slice_: tuple[int, int]) -> tuple[float, int]:
+        def part(slice_: tuple[int, int]) -> tuple[float, int, int | None]:
             a, b = slice_
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss, n = self.objective.plain_loss(self.model, *self._tensors(rows[a:b], 0, a))
-                return float(loss), n
+                judged = self.objective.judge(self.model, *self._tensors(rows[a:b], 0, a))
+                return float(judged.loss), judged.targets, judged.right
 
         self.model.eval()
         mapper = map if self.pool is None else self.pool.map
         results = list(mapper(part, list(_of_tokens(rows, EVALUATION_TOKENS))))
         self.model.train()
-        return math.fsum(r[0] for r in results) / sum(r[1] for r in results)
+        count = sum(r[1] for r in results)
+        right = [r[2] for r in results if r[2] is not None]
+        return math.fsum(r[0] for r in results) / count, sum(right) / count if right else None
 
     def close(self) -> None:
         if self.pool is not None:
@@ -296,18 +299,21 @@ def _of_tokens(rows: Rows, most: int) -> Iterator[tuple[int, int]]:
 
 def _evaluate(run: Run, gradients: Gradients, state: State) -> Evaluated:
     assert run.validation is not None
-    loss = gradients.evaluate(run.validation)
+    loss, accuracy = gradients.evaluate(run.validation)
+    before = [state.standing(step) for step in map(int, state.losses)]
     state.losses[str(state.step)] = loss
-    best = state.best is None or loss < state.best
+    if accuracy is not None:
+        state.accuracies[str(state.step)] = accuracy
+    best = all(state.standing(state.step) < one for one in before)
     if best:
-        state.best, state.evaluations_since_best = loss, 0
+        state.evaluations_since_best = 0
     else:
         state.evaluations_since_best += 1
         if run.config.schedule == "plateau" and state.evaluations_since_best % PLATEAU_PATIENCE == 0:
             state.plateau *= PLATEAU_FACTOR
         if run.config.patience and state.evaluations_since_best >= run.config.patience:
             state.stopped_early = True
-    return Evaluated(state.step, loss, best)
+    return Evaluated(state.step, loss, best, accuracy)
 
 
 def _save(run: Run, optimizers: list[torch.optim.Optimizer], state: State) -> Saved:

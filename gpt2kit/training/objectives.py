@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2kit.errors import UserError
+from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.text.tokenizer import Tokenizer
 from gpt2kit.training import losses
 from gpt2kit.training.config import TrainConfig
@@ -31,6 +32,14 @@ MASKED_SHARE = 0.15  # Devlin et al. 2018: of these 80 % become the mask, 10 % a
 FIM_SHARE = 0.5  # Bavarian et al. 2022: at a half, left-to-right loss does not suffer
 
 
+class Judged(NamedTuple):
+    """What an evaluation counts, without label smoothing."""
+
+    loss: Tensor  # sum in nats
+    targets: int
+    right: int | None = None  # targets that a classifier decides as they are; None: no classifier
+
+
 class Objective(Protocol):
     """What training asks of rows: `prepare` them, then `loss(model, *tensors)` gives (sum, count)."""
 
@@ -40,7 +49,7 @@ class Objective(Protocol):
     def loss(self) -> Loss: ...
 
     @property
-    def plain_loss(self) -> Loss: ...
+    def judge(self) -> Callable[..., Judged]: ...  # (model, *tensors)
 
 
 class TextObjective:
@@ -60,7 +69,10 @@ class TextObjective:
         self.loss = partial(
             losses.masked if self.name == "masked" else losses.next_token, smoothing=config.label_smoothing
         )
-        self.plain_loss = losses.masked if self.name == "masked" else losses.next_token
+
+    def judge(self, model: GPT2, *windows: Tensor) -> Judged:
+        plain: Loss = losses.masked if self.name == "masked" else losses.next_token
+        return Judged(*plain(model, *windows))
 
     def prepare(self, windows: Rows, step: int, first_row: int) -> Arrays:
         """[B, T+1] -> the same shape, or for "masked" inputs and targets [B, T]."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training import fast
+from gpt2kit.training.objectives import Judged
 from gpt2kit.training.rows import Row, pad
 
 CANDIDATES = 1 << 12  # of a row: numbers between those of two rows
@@ -48,8 +49,8 @@ class Preferences:
     def loss(self, model: GPT2, ids: Tensor, lengths: Tensor, right: Tensor) -> tuple[Tensor, int]:
         return self._loss(model, ids, lengths, right, self.smoothing)
 
-    def plain_loss(self, model: GPT2, ids: Tensor, lengths: Tensor, right: Tensor) -> tuple[Tensor, int]:
-        return self._loss(model, ids, lengths, right, 0.0)
+    def judge(self, model: GPT2, ids: Tensor, lengths: Tensor, right: Tensor) -> Judged:
+        return Judged(*self._loss(model, ids, lengths, right, 0.0))
 
     def _loss(self, model: GPT2, ids: Tensor, lengths: Tensor, right: Tensor, smoothing: float) -> tuple[Tensor, int]:
         fast.PLACE.rows = _numbers(right.numpy(force=True))

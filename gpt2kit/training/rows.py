@@ -25,6 +25,7 @@ from gpt2kit.data.loader import permute
 from gpt2kit.errors import UserError
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.training import losses
+from gpt2kit.training.objectives import Judged
 
 POOL = 32  # batches whose samples are sorted together
 WIDTHS = 32  # that batches are padded to, at most: memory that fits the next one again, kernels made once
@@ -119,8 +120,8 @@ class Completions:
     def loss(self, model: GPT2, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         return self._loss(model, inputs, targets, self.smoothing)
 
-    def plain_loss(self, model: GPT2, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        return self._loss(model, inputs, targets, 0.0)
+    def judge(self, model: GPT2, inputs: Tensor, targets: Tensor) -> Judged:
+        return Judged(*self._loss(model, inputs, targets, 0.0))
 
     def _loss(self, model: GPT2, inputs: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, int]:
         counted = targets != losses.IGNORED
@@ -143,17 +144,25 @@ class Classes:
         return *pad(rows), labels
 
     def loss(self, model: GPT2, ids: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        return self._loss(model, ids, lengths, labels, self.smoothing)
-
-    def plain_loss(self, model: GPT2, ids: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        return self._loss(model, ids, lengths, labels, 0.0)
-
-    def _loss(self, model: GPT2, ids: Tensor, lengths: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, int]:
         scores = model.classify(ids, lengths).float()  # B K
         if not model.config.multi_label:
-            return F.cross_entropy(scores, labels[:, 0], reduction="sum", label_smoothing=smoothing), len(ids)
-        wanted = torch.zeros_like(scores)
-        row, place = torch.nonzero(labels >= 0, as_tuple=True)
-        wanted[row, labels[row, place]] = 1.0
-        wanted = wanted * (1 - smoothing) + smoothing / 2
+            return F.cross_entropy(scores, labels[:, 0], reduction="sum", label_smoothing=self.smoothing), len(ids)
+        wanted = _each(labels, scores) * (1 - self.smoothing) + self.smoothing / 2
         return F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum"), wanted.numel()
+
+    def judge(self, model: GPT2, ids: Tensor, lengths: Tensor, labels: Tensor) -> Judged:
+        scores = model.classify(ids, lengths).float()  # B K
+        if not model.config.multi_label:
+            loss = F.cross_entropy(scores, labels[:, 0], reduction="sum")
+            return Judged(loss, len(ids), int((scores.argmax(1) == labels[:, 0]).sum()))
+        wanted = _each(labels, scores)
+        loss = F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")
+        return Judged(loss, wanted.numel(), int(((scores > 0) == (wanted > 0)).sum()))
+
+
+def _each(labels: Tensor, scores: Tensor) -> Tensor:
+    """Labels [B, most] as one or nought for each class [B, K]."""
+    wanted = torch.zeros_like(scores)
+    row, place = torch.nonzero(labels >= 0, as_tuple=True)
+    wanted[row, labels[row, place]] = 1.0
+    return wanted

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2kit.model.gpt2 import GPT2
+from gpt2kit.training.objectives import Judged
 from gpt2kit.training.rows import Row, pad
 
 
@@ -37,8 +38,8 @@ class SpanEnds:
     def loss(self, model: GPT2, ids: Tensor, allowed: Tensor, places: Tensor) -> tuple[Tensor, int]:
         return self._loss(model, ids, allowed, places, self.smoothing)
 
-    def plain_loss(self, model: GPT2, ids: Tensor, allowed: Tensor, places: Tensor) -> tuple[Tensor, int]:
-        return self._loss(model, ids, allowed, places, 0.0)
+    def judge(self, model: GPT2, ids: Tensor, allowed: Tensor, places: Tensor) -> Judged:
+        return Judged(*self._loss(model, ids, allowed, places, 0.0))
 
     def _loss(self, model: GPT2, ids: Tensor, allowed: Tensor, places: Tensor, smoothing: float) -> tuple[Tensor, int]:
         scores: Tensor = model.score(model.hidden(ids)).float()  # B T 2

@@ -58,8 +58,9 @@ class Track:
             case Stepped(step, total, loss, norm, rate, speed, _):
                 if step % max(1, total // ROWS) == 0 or step == 1:
                     self._row("step", step, loss=loss, gradient_norm=norm, rate=rate, tokens_per_second=round(speed))
-            case Evaluated(step, loss, best):
-                self._row("evaluation", step, validation_loss=loss, best=best)
+            case Evaluated(step, loss, best, accuracy):
+                decided = {} if accuracy is None else {"validation_accuracy": accuracy}
+                self._row("evaluation", step, validation_loss=loss, **decided, best=best)
                 self.file.flush()
                 self.changed = True
                 if self.drawing + self.next <= PLOT_SHARE * (time.perf_counter() - self.begun):

@@ -333,8 +333,9 @@ def test_impossible_names_are_refused(name: str, tmp_path: Path, monkeypatch: py
 # A run without a final model
 
 
-def checkpoint(run: Path, step: int, loss: float | None) -> Path:
-    scores = {} if loss is None else {"scores": {"validation_loss": loss}}
+def checkpoint(run: Path, step: int, loss: float | None, accuracy: float | None = None) -> Path:
+    known = {"validation_loss": loss, "validation_accuracy": accuracy}
+    scores = {"scores": {name: value for name, value in known.items() if value is not None}}
     return folder.save(run / "checkpoints" / f"step-{step}", make(seed=step), lineage=scores)
 
 
@@ -350,6 +351,15 @@ def test_a_run_stands_for_its_best_or_last_checkpoint(tmp_path: Path, losses: li
     assert torch.equal(model.wte.weight, make(seed=best).wte.weight)
     assert f"has no final model: step-{best} is used" in notes[0]
     assert folder.describe(tmp_path / "run")["notes"][0] == notes[0]
+
+
+def test_a_classifiers_run_stands_for_the_checkpoint_that_errs_least(tmp_path: Path) -> None:
+    for step, loss, accuracy in ((10, 0.3, 0.85), (20, 0.4, 0.9), (30, 0.5, 0.9)):
+        checkpoint(tmp_path / "run", step, loss, accuracy)
+    path, note = folder.resolve(tmp_path / "run")
+    assert path.name == "step-20"
+    assert note is not None
+    assert note.endswith("step-20 is used (validation accuracy 0.9000, the highest)")
 
 
 def test_damaged_checkpoints_are_left_out_and_interrupted_ones_recovered(tmp_path: Path) -> None:

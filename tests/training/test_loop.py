@@ -346,7 +346,7 @@ def test_leaving_the_loop_early_ends_its_threads(toy: Any, tmp_path: Path) -> No
 def worsening(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Validation losses as listed: a real model does not get worse on demand."""
     left = iter(values)
-    monkeypatch.setattr(loop.Gradients, "evaluate", lambda self, windows: next(left))
+    monkeypatch.setattr(loop.Gradients, "evaluate", lambda self, windows: (next(left), None))
 
 
 def test_early_stopping_after_patience_and_the_best_is_kept(
@@ -358,8 +358,26 @@ def test_early_stopping_after_patience_and_the_best_is_kept(
     assert [event.best for event in events(found, loop.Evaluated)] == [True, True, False, False, False]
     assert checkpoint.steps_of(tmp_path) == [2, 5]
     state = State.from_dict(commit.read_json(tmp_path / "checkpoints" / "step-000005" / checkpoint.STATE))
-    assert (state.best, state.stopped_early) == (2.0, True)
+    assert state.stopped_early
     assert checkpoint.best(tmp_path, state) == 2
+
+
+def test_a_classifiers_best_errs_least_though_it_is_surer_of_its_mistakes(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([(0.5, 0.80), (0.3, 0.85), (0.4, 0.90), (0.6, 0.90), (0.2, 0.89)])
+    monkeypatch.setattr(loop.Gradients, "evaluate", lambda self, rows: next(found))
+    said = toy.fit(toy.run(tmp_path, steps=5, evaluate_every=1, keep=1))
+    evaluations = events(said, loop.Evaluated)
+    assert [event.best for event in evaluations] == [True, True, True, False, False]
+    assert evaluations[2].accuracy == 0.90
+    newest, _ = checkpoint.newest(tmp_path)
+    state = State.from_dict(commit.read_json(newest / checkpoint.STATE))
+    assert checkpoint.best_whole(tmp_path, state) == (checkpoint.best(tmp_path, state), []) == (3, [])
+    kept = commit.read_json(checkpoint.folder_of(tmp_path, 3) / commit.MANIFEST)["scores"]
+    assert kept == {"validation_loss": 0.4, "validation_accuracy": 0.90}
+    state = State.from_dict({k: v for k, v in vars(state).items() if k != "accuracies"} | {"best": 0.2})
+    assert checkpoint.best(tmp_path, state) == 5  # written before accuracies were kept: by the loss
 
 
 def test_the_best_evaluation_is_kept_without_patience_and_between_checkpoints(

@@ -143,5 +143,5 @@ def test_missing_special_tokens_are_named_with_the_fix(toy: Any, name: str, miss
 def test_label_smoothing_is_for_training_only(toy: Any, tokenizer: Tokenizer) -> None:
     one = TextObjective(toy.settings(label_smoothing=0.2), 65, tokenizer)
     model, batch = toy.model(), toy.ids(2, 17)
-    assert float(one.loss(model, batch)[0].detach()) != float(one.plain_loss(model, batch)[0].detach())
-    assert float(one.plain_loss(model, batch)[0].detach()) == float(losses.next_token(model, batch)[0].detach())
+    assert float(one.loss(model, batch)[0].detach()) != float(one.judge(model, batch).loss.detach())
+    assert float(one.judge(model, batch).loss.detach()) == float(losses.next_token(model, batch)[0].detach())

@@ -55,7 +55,7 @@ def test_smoothing_gives_the_wrong_order_its_share(model: GPT2) -> None:
     right, wrong = math.log1p(math.exp(-lead)), math.log1p(math.exp(lead))
     assert float(loss_of(model, row, 0.2)[0].detach()) == pytest.approx(0.8 * right + 0.2 * wrong, rel=1e-5)
     objective = Preferences(0.2)
-    plain, _ = objective.plain_loss(model, *map(torch.from_numpy, objective.prepare(row, 0, 0)))
+    plain = objective.judge(model, *map(torch.from_numpy, objective.prepare(row, 0, 0))).loss
     assert float(plain.detach()) == pytest.approx(right, rel=1e-5)
 
 

@@ -71,11 +71,12 @@ def test_memory_is_planned_within_15_percent_of_the_peak(
     shape: dict[str, Any], settings: dict[str, Any], dtype: str
 ) -> None:
     settings = {"steps": 2, "workers": 1, **settings}
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, json.dumps(shape), json.dumps(settings), dtype],
-        capture_output=True, text=True, check=False, timeout=900, env=os.environ | {"NUMBA_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    for of in ({"batch": settings["workers"], "micro_batch": 1}, {}):  # the first process compiles: some 60 MB
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, json.dumps(shape), json.dumps({**settings, **of}), dtype],
+            capture_output=True, text=True, check=False, timeout=900, env=os.environ | {"NUMBA_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
     planned = plan.memory(GPT2Config(**shape), TrainConfig(**settings), dtype == "bf16")
     assert planned == pytest.approx(int(done.stdout), rel=0.15)
 

@@ -147,10 +147,30 @@ def test_smoothing_is_for_training_only(toy: Any) -> None:
         arrays = [torch.from_numpy(a) for a in kind().prepare(rows(4, classes=2), 0, 0)]
         smooth = kind(0.3)
         assert float(smooth.loss(model, *arrays)[0]) != float(kind().loss(model, *arrays)[0])
-        assert float(smooth.plain_loss(model, *arrays)[0]) == float(kind().loss(model, *arrays)[0])
+        assert float(smooth.judge(model, *arrays).loss) == float(kind().loss(model, *arrays)[0])
 
 
 # Classes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("several", [False, True])
+def test_right_decisions_are_counted(toy: Any, several: bool) -> None:
+    model = toy.model(labels=("a", "b", "c"), multi_label=several)
+    drawn = [Row(row.ids, labels=(0, 2) if several else row.labels) for row in rows(12, classes=3)]
+    judged = Classes(0.3).judge(model, *(torch.from_numpy(a) for a in Classes().prepare(drawn, 0, 0)))
+    right = 0
+    for row in drawn:
+        scores = model.classify(torch.from_numpy(row.ids)[None], torch.tensor([len(row)]))[0].tolist()
+        if several:
+            right += sum((scores[k] > 0) == (k in row.labels) for k in range(3))
+        else:
+            right += scores.index(max(scores)) == row.labels[0]
+    assert (judged.right, judged.targets) == (right, 36 if several else 12)
+    assert 0 < right < judged.targets
+    assert (
+        Completions().judge(model, *(torch.from_numpy(a) for a in Completions().prepare(rows(4), 0, 0))).right is None
+    )
 
 
 @pytest.mark.parametrize("multi", [False, True])

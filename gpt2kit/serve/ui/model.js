@@ -89,7 +89,8 @@ function loss(curve) {
 function score(key, value) {
   const entry = (words, figure, digits) => [make("dt", words), say(make("dd"), "plain", { value: () => number(figure, digits) })];
   if (key !== "validation_loss") {
-    return typeof value === "number" ? entry({ text: key }, value, 4) : [make("dt", { text: key }), make("dd", { text: flat(value) })];
+    const words = key === "validation_accuracy" ? { say: [`score.${key}`] } : { text: key };
+    return typeof value === "number" ? entry(words, value, 4) : [make("dt", { text: key }), make("dd", { text: flat(value) })];
   }
   return [
     ...entry({ say: [`score.${key}`] }, value, 3),

@@ -176,6 +176,7 @@ export const WORDS = {
   "fact.hash": ["hash of the data", "数据的哈希"],
   "fact.versions": ["made with", "所用软件"],
   "score.validation_loss": ["validation loss, nats per token", "验证损失（纳特/词元）"],
+  "score.validation_accuracy": ["validation accuracy", "验证准确率"],
   "score.perplexity": ["perplexity per token", "每词元困惑度"],
   "score.bits": ["bits per token", "每词元比特数"],
 
