@@ -19,6 +19,7 @@ class AskOptions:
     label_words: str | None = None  # the same with other words for them, as positive=good,negative=bad
     no_calibration: bool = False  # do not divide by what a text without content gets
     examples: str | None = None  # a labelled file: examples of it, the likest ones, stand before each question
+    example_columns: str | None = None  # which field of --examples is what, as text=review,label=stars; else guessed
     shots: int | None = None  # how many of them; 4
     balanced: bool = False  # of each label as many
     template: str | None = None  # without tuning: the prompt, as 'Review: {text}\nIt was {label}'
@@ -37,10 +38,10 @@ class AskOptions:
 
 
 USED = {  # by what is asked
-    "classify": {"labels", "label_words", "no_calibration", "examples", "shots", "balanced", "template",
-                 "search_prompts", "seed"},
+    "classify": {"labels", "label_words", "no_calibration", "examples", "example_columns", "shots", "balanced",
+                 "template", "search_prompts", "seed"},
     "rank": {"template", "per", "unconditional"},
     "embed": {"pooling"},
     "write": {"seed"},
-    **{name: {"examples", "shots", "template", "seed"} for name in GENERATIVE},
+    **{name: {"examples", "example_columns", "shots", "template", "seed"} for name in GENERATIVE},
 }  # fmt: skip

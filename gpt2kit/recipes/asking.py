@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2kit.errors import UserError, unknown
 from gpt2kit.recipes.ask_options import SEARCHED, SHOTS, USED, AskOptions
-from gpt2kit.recipes.tuning_options import read_pairs
+from gpt2kit.recipes.tuning_options import read_columns, read_pairs
 
 if TYPE_CHECKING:
     from gpt2kit.data.examples import Examples
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from gpt2kit.tasks.task import Asked
 
 
-def choose(kept: Any, name: str | None, options: AskOptions, data: Examples | None = None) -> Asked:
+def choose(
+    kept: Any, name: str | None, options: AskOptions, data: Examples | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Asked:  # fmt: skip
     """The task to ask. `kept`: what the model's lineage says of its task, or None; `name`: what the user calls it.
 
     A model that was tuned is asked without a prompt, unless flags for one are given. `data` may tell the labels.
-    UserError for flags that mean nothing here, and for tasks that need tuning.
+    `note` is told how --examples were read. UserError for flags that mean nothing here, and for tasks that need tuning.
     """
     from gpt2kit.tasks import NAMES, NEVER_TUNED, task_of
     from gpt2kit.tasks.write import Write
@@ -45,10 +48,10 @@ def choose(kept: Any, name: str | None, options: AskOptions, data: Examples | No
     wrong = sorted(options.given - USED[name])
     if wrong:
         raise UserError(f"--{wrong[0].replace('_', '-')} means nothing for {name}")
-    return _by_prompt(name, options, data)
+    return _by_prompt(name, options, data, note)
 
 
-def _by_prompt(name: str, options: AskOptions, data: Examples | None) -> Asked:
+def _by_prompt(name: str, options: AskOptions, data: Examples | None, note: Callable[[str], None]) -> Asked:
     from gpt2kit.tasks import task_named
     from gpt2kit.tasks.answer import Answer
     from gpt2kit.tasks.embed import Embed
@@ -59,7 +62,7 @@ def _by_prompt(name: str, options: AskOptions, data: Examples | None) -> Asked:
 
     template = (options.template or "").replace("\\n", "\n")
     if name == "classify":
-        return _label_words(options, template, data)
+        return _label_words(options, template, data, note)
     if name == "rank":
         return Rank(template or TEMPLATE, "likelihood", options.per, options.unconditional)
     if name == "embed":
@@ -68,18 +71,26 @@ def _by_prompt(name: str, options: AskOptions, data: Examples | None) -> Asked:
         return Write(seed=options.seed)
     task = task_named(name, {"template": template} if template else {})
     assert isinstance(task, Pairs | Answer)
-    return Shown(task, _shots(options, name, _examples(options, name)))
+    return Shown(task, _shots(options, name, _examples(options, name, note)))
 
 
-def _examples(options: AskOptions, name: str) -> Examples | None:
+def _examples(options: AskOptions, name: str, note: Callable[[str], None] = lambda text: None) -> Examples | None:
     from gpt2kit.data.examples import read_examples
 
     if options.examples is None:
-        missing = next((flag for flag in ("shots", "balanced", "search_prompts") if flag in options.given), None)
+        wanting = ("example_columns", "shots", "balanced", "search_prompts")
+        missing = next((flag for flag in wanting if flag in options.given), None)
         if missing is not None:
             raise UserError(f"--{missing.replace('_', '-')} needs labelled examples", hint="--examples train.tsv")
         return None
-    return read_examples(options.examples, name).to_learn_from()
+    try:
+        found = read_examples(options.examples, name, read_columns(options.example_columns, "--example-columns"))
+    except UserError as error:
+        hint = None if error.hint is None else error.hint.replace("--columns", "--example-columns")
+        raise UserError(error.message, hint=hint) from None
+    for line in found.report.lines():
+        note(line)
+    return found.to_learn_from()
 
 
 def _shots(options: AskOptions, name: str, examples: Examples | None) -> Shots | None:
@@ -90,10 +101,12 @@ def _shots(options: AskOptions, name: str, examples: Examples | None) -> Shots |
     return Shots(examples.rows, SHOTS if options.shots is None else options.shots, options.seed, options.balanced)
 
 
-def _label_words(options: AskOptions, template: str, data: Examples | None) -> Prompted:
+def _label_words(
+    options: AskOptions, template: str, data: Examples | None, note: Callable[[str], None]
+) -> Prompted:  # fmt: skip
     from gpt2kit.tasks.prompted import Prompted
 
-    examples = _examples(options, "classify")
+    examples = _examples(options, "classify", note)
     known = examples or data
     if options.label_words is not None:
         if options.labels is not None:
@@ -118,7 +131,7 @@ def with_best_prompt(
 ) -> tuple[Asked, list[Tried]]:
     """The task with the template that does best on --examples, where --search-prompts asks for that; and the table."""
     from gpt2kit.scores.segment import language_of
-    from gpt2kit.tasks.prompted import TEMPLATES, Prompted, try_templates
+    from gpt2kit.tasks.prompted import TEMPLATES, Prompted, read_templates, try_templates
 
     if options.search_prompts is None or not isinstance(task, Prompted):
         return task, []
@@ -127,24 +140,9 @@ def with_best_prompt(
     if options.search_prompts == "builtin":
         templates = list(TEMPLATES[language_of(task.words)])
     else:
-        templates = _templates(Path(options.search_prompts))
+        templates = read_templates(Path(options.search_prompts))
     rows = examples.rows[:: max(1, -(-len(examples.rows) // SEARCHED))]
     tried = try_templates(engine, task, templates, rows)
     for one in tried:
         note(f"{one.scores['accuracy']} of {len(rows):,} examples with {one.template!r}")
     return dataclasses.replace(task, template=tried[0].template), tried
-
-
-def _templates(path: Path) -> list[str]:
-    from gpt2kit.tasks.prompted import check_template
-
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path} is no file of templates", hint="one a line, or --search-prompts builtin") from None
-    templates = [line.replace("\\n", "\n") for line in lines if line.strip()]
-    for template in templates:
-        check_template(template)
-    if not templates:
-        raise UserError(f"{path} holds no template", hint="one a line, such as: Review: {text}\\nIt was {label}")
-    return templates

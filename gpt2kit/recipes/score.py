@@ -69,7 +69,8 @@ def score_files(
     for line in [*found.report.lines(), *([chosen] if chosen else [])]:
         note(line)
     folders = [folder] if against is None else [folder, against]
-    tasks = [choose(lineage(one).get("task"), name, ask, found) for one in folders]
+    tasks = [choose(lineage(folder).get("task"), name, ask, found, note)]
+    tasks += [choose(lineage(one).get("task"), name, ask, found) for one in folders[1:]]
     for task in tasks:
         check_scorable(task, found.rows)
 

@@ -136,9 +136,9 @@ class FinetuneOptions:
         )  # fmt: skip
 
 
-def read_columns(given: str | None) -> dict[str, str] | None:
+def read_columns(given: str | None, flag: str = "--columns") -> dict[str, str] | None:
     """`text=review,label=stars` -> {"text": "review", "label": "stars"}."""
-    return None if given is None else read_pairs(given, "--columns", "text=review,label=stars")
+    return None if given is None else read_pairs(given, flag, "text=review,label=stars")
 
 
 def read_pairs(given: str, flag: str, example: str) -> dict[str, str]:

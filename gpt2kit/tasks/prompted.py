@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -190,3 +191,17 @@ def try_templates(engine: Engine, task: Prompted, templates: Sequence[str], exam
         own = dataclasses.replace(task, template=template)
         tried.append(Tried(template, own.score(examples, own.answer(engine, examples))))
     return sorted(tried, key=lambda one: -one.accuracy)
+
+
+def read_templates(path: Path) -> list[str]:
+    """The templates of a file, one a line. UserError where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path} is no file of templates", hint="one a line, or --search-prompts builtin") from None
+    templates = [line.replace("\\n", "\n") for line in lines if line.strip()]
+    for template in templates:
+        check_template(template)
+    if not templates:
+        raise UserError(f"{path} holds no template", hint="one a line, such as: Review: {text}\\nIt was {label}")
+    return templates

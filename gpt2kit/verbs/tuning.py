@@ -75,7 +75,7 @@ def run_task(options: RunOptions) -> int:
     from gpt2kit.tasks.reference import open_for_tasks
 
     kept = lineage(options.model).get("task")
-    task = choose(kept, options.task, options)
+    task = choose(kept, options.task, options, note=_note)
     _check(options)
     if _leaves_head(kept, task):
         _note("asked by a prompt, not by the head it was tuned with")

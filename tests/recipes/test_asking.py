@@ -57,6 +57,23 @@ def test_examples_tell_the_labels_and_are_shown(examples: str) -> None:
     assert choose(None, "classify", AskOptions(examples=examples, search_prompts="builtin")).shots is None  # type: ignore
 
 
+def test_how_examples_are_read_is_said_and_can_be_told(tmp_path: Path) -> None:
+    table = tmp_path / "films.csv"
+    table.write_text("id,kind,said,about\n1,good,lazy dog,x\n2,bad,brown fox,y\n", encoding="utf-8")
+    told: list[str] = []
+    options = AskOptions(examples=str(table), example_columns="text=said,label=kind")
+    found: Any = choose(None, "classify", options, note=told.append)
+    assert found.labels == ("bad", "good")
+    assert [row.text for row in found.shots.rows] == ["lazy dog", "brown fox"]
+    assert "text from 'said'" in told[0]
+    assert "label from 'kind'" in told[0]
+    with pytest.raises(UserError, match="'speech'") as caught:
+        choose(None, "classify", dataclasses.replace(options, example_columns="text=speech"))
+    assert "--columns" not in str(caught.value.hint)
+    with pytest.raises(UserError, match="--example-columns must look like"):
+        choose(None, "classify", dataclasses.replace(options, example_columns="said"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_task_is_asked_of_an_untuned_model_or_says_that_it_must_be_tuned(name: str) -> None:
     kinds = {"rank": Rank, "write": Write, "classify": None, "chat": None}
@@ -73,6 +90,7 @@ def test_every_task_is_asked_of_an_untuned_model_or_says_that_it_must_be_tuned(n
     ("translate", {"per": "byte"}, "--per means nothing for translate"),
     ("classify", {"shots": 2, "labels": "a,b"}, "--shots needs labelled examples"),
     ("translate", {"shots": 2}, "--shots needs labelled examples"),
+    ("translate", {"example_columns": "source=a"}, "--example-columns needs labelled examples"),
     ("classify", {"labels": "a,b", "label_words": "a=b"}, "not both"),
     ("classify", {"label_words": "a"}, "must look like"),
     ("clasify", {}, "did you mean 'classify'"),
