@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2kit.data.families import LabelRow
 from gpt2kit.engine import Request
 from gpt2kit.serve import answers, log
 from gpt2kit.serve.errors import ApiError
@@ -36,6 +37,7 @@ from gpt2kit.serve.stream import DONE, EventStream, Lines, encode, lines, send_j
 from gpt2kit.tasks import task_of
 from gpt2kit.tasks.classify import Classify
 from gpt2kit.tasks.rank import Rank
+from gpt2kit.tasks.task import GIVEN
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -186,7 +188,7 @@ class Inference:
         """POST /v1/classify, by a model that was tuned for it."""
 
         def ids(served: Served) -> list[list[int]]:
-            return _labelled(served, _classifier(served), asked.inputs())
+            return _labelled(served, _classifier(served), asked)
 
         def write(served: Served, handles: Sequence[Handle], tokens: int) -> bytes:
             task = _classifier(served)
@@ -273,7 +275,8 @@ def _cost(asked: Generate | EmbeddingRequest | ClassifyRequest | RankRequest) ->
         texts: Sequence[Prompt] = [message.text for message in asked.messages]
     else:
         texts = asked.prompts() if isinstance(asked, CompletionRequest) else asked.inputs()
-    return sum(len(text) + PROMPT_COST for text in texts)
+    seconds = asked.pairs() if isinstance(asked, ClassifyRequest) else []
+    return sum(len(text) + PROMPT_COST for text in [*texts, *seconds])
 
 
 def _classifier(served: Served) -> Classify:
@@ -299,10 +302,17 @@ def _with_head(served: Served) -> Task | None:
     return task_of(lineage) if has_head else None
 
 
-def _labelled(served: Served, task: Classify, inputs: Sequence[Prompt]) -> list[list[int]]:
-    """Texts as the model was tuned on them, which cuts long ones; ids as they are given."""
+def _labelled(served: Served, task: Classify, asked: ClassifyRequest) -> list[list[int]]:
+    """Texts as the model was tuned on them, which cuts long ones; ids as they are given.
+
+    ApiError 400 for a single text where the model was tuned on pairs.
+    """
+    inputs = asked.inputs()
     if all(isinstance(one, str) for one in inputs):
-        rows = [task.example(str(one)) for one in inputs]
+        if task.pairs and not asked.pairs():
+            raise ApiError(400, "this model was tuned on pairs of texts: give the second ones", param="text_pair")
+        pairs: Sequence[str | None] = asked.pairs() or [None] * len(inputs)
+        rows = [LabelRow(str(one), (), pair, where=GIVEN) for one, pair in zip(inputs, pairs, strict=True)]
         return task.ids(rows, tokenizer_of(served), served.engine.config.n_positions)[0]
     return read(served, inputs, "input")
 

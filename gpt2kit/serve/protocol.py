@@ -304,10 +304,24 @@ class ClassifyRequest(Body):
 
     model: Name
     input: Input
+    text_pair: Annotated[
+        Text | Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None,
+        Field(description="for a model of pairs: the second text of each input"),
+    ] = None
     user: User | None = None
 
     def inputs(self) -> list[str | list[int]]:
         return _listed(self.input)
+
+    def pairs(self) -> list[str]:
+        """The second texts; none where there are none."""
+        return [self.text_pair] if isinstance(self.text_pair, str) else self.text_pair or []
+
+    def check(self, settings: ServeSettings) -> None:
+        texts = [one for one in self.inputs() if isinstance(one, str)]
+        if self.text_pair is not None and len(self.pairs()) != len(texts):
+            said = f"text_pair has {len(self.pairs())} texts and input {len(texts)}: each input has one of its own"
+            raise ApiError(400, said, param="text_pair")
 
 
 class RankRequest(Body):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,31 @@ def test_company_changes_no_bit_and_ids_are_taken_as_they_are(tuned: tuple[Live,
     assert tokenizer is not None
     ids = [*tokenizer.encode(TEXTS[0]), tokenizer.eot_id]
     assert live.post("/v1/classify", input=ids)["data"][0]["probabilities"] == alone[0]["probabilities"]
+
+
+def test_pairs_are_told_as_the_model_was_tuned_on_them_and_single_texts_refused(tmp_path: Path) -> None:
+    task = Classify(LABELS, pairs=True)
+    tune(tmp_path / "tiny", task)
+    model, tokenizer = folder.load(tmp_path / "tiny")
+    assert tokenizer is not None
+    seconds = ["花落知多少", "there was a hare", "b" * 400]
+    rows = [LabelRow(text, (), pair, where=Where("t")) for text, pair in zip(TEXTS, seconds, strict=True)]
+    ids, _ = task.ids(rows, tokenizer, CONTEXT)
+    with serving({"tiny": tmp_path / "tiny"}) as live:
+        found = live.post("/v1/classify", input=TEXTS, text_pair=seconds)
+        one = live.post("/v1/classify", input=TEXTS[0], text_pair=seconds[0])["data"][0]
+        wrong: list[tuple[object, object]] = [
+            (TEXTS[0], None), (TEXTS, seconds[:2]), (TEXTS[0], seconds), ([1, 2], seconds[0]), (TEXTS[0], "")
+        ]  # fmt: skip
+        for given, pair in wrong:
+            status, _, said = live.ask("POST", "/v1/classify", {"model": "tiny", "input": given, "text_pair": pair})
+            assert (status, json.loads(said)["error"]["param"]) == (400, "text_pair")
+    assert found["usage"]["prompt_tokens"] == sum(map(len, ids))
+    assert one["probabilities"] == found["data"][0]["probabilities"]
+    for told, tokens in zip(found["data"], ids, strict=True):
+        with torch.no_grad():
+            scores = model.classify(torch.tensor([tokens]), torch.tensor([len(tokens)]))[0]
+        assert list(told["probabilities"].values()) == pytest.approx(torch.softmax(scores, 0).tolist(), abs=1e-3)
 
 
 def test_a_folder_with_labels_says_so(tuned: tuple[Live, Path]) -> None:
