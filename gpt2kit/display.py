@@ -105,8 +105,8 @@ class TrainingDisplay:
                 markup=False, soft_wrap=True,
             )  # fmt: skip
             return
-        loss = "" if event.loss is None else f", validation loss {event.loss:.4f}"
-        early = " (stopped early: the validation loss no longer fell)" if event.stopped == "early" else ""
+        scores = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in event.scores.items())
+        early = " (stopped early: it no longer grew better)" if event.stopped == "early" else ""
         made = (("loss curve", folder / "loss.png"), ("samples", folder / "samples.txt"), ("model", folder))
         files = "".join(f"{name:<11} {path}\n" for name, path in made if path.exists())
         writing = (
@@ -114,6 +114,6 @@ class TrainingDisplay:
         )  # fmt: skip
         commands = "".join(f"\n  {words}" for words in event.next or writing)
         self.console.print(
-            f"\ntrained in {duration(event.seconds)}{loss}{early}\n{files}\nnext:{commands}",
+            f"\ntrained in {duration(event.seconds)}{scores}{early}\n{files}\nnext:{commands}",
             markup=False, soft_wrap=True,
         )  # fmt: skip

@@ -156,16 +156,16 @@ def ranks(head: Head, wanted: Wanted) -> tuple[str, Convert]:
 
     def build(record: dict[str, Any], where: Where) -> Row:
         told = record.get(history) if history is not None else None
-        past = () if told in (None, "", []) else _texts_of(told, str(history), counts)
+        past = () if told in (None, "", []) else texts_of(told, str(history), counts)
         asked = optional_text(record, query, counts)
         if not asked.strip() and not past:
             raise RowError(str(query or history), "empty", "holds no text", FILL_IN)
         if candidates is not None:
-            texts, letters = _candidates(record, candidates, counts)
+            texts, letters = candidates_of(record, candidates, counts)
             chosen = _chosen(record.get(str(right)), texts, letters, str(right))
         else:
-            good = _texts_of(record.get(str(positive)), str(positive), counts)
-            texts = (*good[:1], *_texts_of(record.get(str(negatives)), str(negatives), counts))
+            good = texts_of(record.get(str(positive)), str(positive), counts)
+            texts = (*good[:1], *texts_of(record.get(str(negatives)), str(negatives), counts))
             counts[MORE_RIGHT] += len(good) - 1
             chosen = 0
         if len(texts) < 2:
@@ -177,7 +177,7 @@ def ranks(head: Head, wanted: Wanted) -> tuple[str, Convert]:
     return ", ".join(head.said(role, field) for role, field in roles.items() if field is not None), build
 
 
-def _texts_of(value: Any, field: str, counts: Counter[str]) -> tuple[str, ...]:
+def texts_of(value: Any, field: str, counts: Counter[str]) -> tuple[str, ...]:
     """A list of texts; a string is a list of one."""
     items = value if isinstance(value, list) else [] if value is None else [value]
     if not items:
@@ -185,7 +185,7 @@ def _texts_of(value: Any, field: str, counts: Counter[str]) -> tuple[str, ...]:
     return tuple(text_of({field: item}, field, counts) for item in items)
 
 
-def _candidates(record: dict[str, Any], field: str, counts: Counter[str]) -> tuple[tuple[str, ...], list[str]]:
+def candidates_of(record: dict[str, Any], field: str, counts: Counter[str]) -> tuple[tuple[str, ...], list[str]]:
     """(texts, their letters): a list, or {"text": [...], "label": ["A", "B"]}."""
     value = record.get(field)
     letters = [chr(ord("A") + n) for n in range(26)]
@@ -193,7 +193,7 @@ def _candidates(record: dict[str, Any], field: str, counts: Counter[str]) -> tup
         if isinstance(value.get("label"), list):
             letters = [str(letter) for letter in value["label"]]
         value = value.get("text")
-    return _texts_of(value, field, counts), letters
+    return texts_of(value, field, counts), letters
 
 
 def _chosen(value: Any, texts: tuple[str, ...], letters: list[str], field: str) -> int:

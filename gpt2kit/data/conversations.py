@@ -80,7 +80,7 @@ def chats(head: Head, wanted: Wanted) -> tuple[str, Convert]:
         prompt, completion = build(record)
         system = optional_text(record, before, counts)
         first = (Message("system", system),) if system and not system.isspace() else ()
-        turns = _history(record.get(past), past, counts) if past is not None else ()
+        turns = history_of(record.get(past), past, counts) if past is not None else ()
         last = (Message("user", prompt), Message("assistant", completion))
         return ChatRow((*first, *turns, *last), where=where, split=split)
 
@@ -106,7 +106,7 @@ def preferences(head: Head, wanted: Wanted) -> tuple[str, Convert]:
         said = head.said("conversation" if field is not None else "prompt", str(field or prompt))
 
     def build(record: dict[str, Any], where: Where) -> Row:
-        text = None if prompt is None else _with_input(text_of(record, prompt, counts), record, extra, counts)
+        text = None if prompt is None else with_input(text_of(record, prompt, counts), record, extra, counts)
         before: tuple[Message, ...] = () if text is None else (Message("user", text),)
         if field is not None:
             before = messages_of(record.get(field), field, counts)
@@ -162,7 +162,7 @@ def _prompt_and_completion(head: Head, counts: Counter[str]) -> tuple[str, _Pair
         sentence = head.said("prompt", prompt)
 
     def build(record: dict[str, Any]) -> tuple[str, str]:
-        text = _with_input(text_of(record, prompt, counts), record, extra, counts)
+        text = with_input(text_of(record, prompt, counts), record, extra, counts)
         return text, text_of(record, completion, counts)
 
     return f"{sentence}, {head.said('completion', completion)}", build
@@ -191,7 +191,7 @@ def _two_texts(head: Head) -> tuple[str, str]:
     return prompt, completion
 
 
-def _with_input(text: str, record: dict[str, Any], extra: str | None, counts: Counter[str]) -> str:
+def with_input(text: str, record: dict[str, Any], extra: str | None, counts: Counter[str]) -> str:
     more = optional_text(record, extra, counts)
     return f"{text}\n\n{more}" if more and not more.isspace() else text
 
@@ -233,7 +233,7 @@ def _message(item: dict[str, Any], place: str, counts: Counter[str]) -> Message:
     return Message(role, clean(content, counts))
 
 
-def _history(value: Any, field: str, counts: Counter[str]) -> tuple[Message, ...]:
+def history_of(value: Any, field: str, counts: Counter[str]) -> tuple[Message, ...]:
     """[[question, answer], ...] as messages."""
     if value is None or value == "" or value == []:
         return ()

@@ -270,7 +270,7 @@ def _read_file(file: File, wanted: Wanted, report: ReadReport) -> Iterator[Row]:
         yield from _records(file, wanted, report)
     source.files += 1
     if str(file.path) != STDIN:
-        source.read = before + sources._size(Path(file.path))
+        source.read = before + sources.size_of(Path(file.path))
 
 
 def _used(row: Row, report: ReadReport) -> Row:
@@ -288,7 +288,7 @@ def _documents(file: File, report: ReadReport) -> Iterator[Row]:
     """Plain text as sources.py reads it: documents, long ones in pieces that follow each other."""
     source = report.source
     empty = source.empty_documents
-    for document in sources._read_file(file.path, None, source):
+    for document in sources.read_file(file.path, None, source):
         where = Where(document.source, document.line)
         yield _used(TextRow(document.text, document.continues, where=where, split=file.split), report)
     report.guesses[str(file.path)] = "plain text"

@@ -58,7 +58,7 @@ def plan(paths: Sequence[str | Path], family: type[Row] | None, report: SourceRe
         if str(path) != STDIN and Path(path).is_dir():
             files += _folder(Path(path), family, report)
         else:
-            files += [File(file) for file in sources._expand(path, report)]
+            files += [File(file) for file in sources.expand(path, report)]
     if not files:
         readable = f"{' '.join((*JSON, *TABLES))} .parquet, and folders of them or of a folder of .txt a class"
         arrow = any(Path(path).is_dir() and next(Path(path).rglob("*.arrow"), None) for path in paths)
@@ -69,17 +69,17 @@ def plan(paths: Sequence[str | Path], family: type[Row] | None, report: SourceRe
         )  # fmt: skip
     report.files_total = len(files)
     if not any(str(file.path) == STDIN for file in files):
-        report.total = sum(sources._size(Path(file.path)) for file in files)
+        report.total = sum(sources.size_of(Path(file.path)) for file in files)
     return files
 
 
 def is_plain(path: str | Path) -> bool:
     """Whether a file is plain text by its suffix; standard input is."""
-    return str(path) == STDIN or sources._kind(path)[0] not in (*JSON, *TABLES, ".parquet")
+    return str(path) == STDIN or sources.kind_of(path)[0] not in (*JSON, *TABLES, ".parquet")
 
 
 def _folder(root: Path, family: type[Row] | None, report: SourceReport) -> list[File]:
-    found = [Path(path) for path in sources._expand(root, report)]
+    found = [Path(path) for path in sources.expand(root, report)]
     tables = any(not is_plain(path) and not _ABOUT.fullmatch(path.name.lower()) for path in found)
     labels = {path: _class_of(path.relative_to(root)) for path in found if family is LabelRow and is_plain(path)}
     classes = not tables and any(labels.values())
@@ -120,7 +120,7 @@ def _no_rows(inside: Path, family: type[Row] | None) -> str | None:
 
 def _bare(name: str) -> str:
     """A file's name without suffixes, in lower case."""
-    form, packing = sources._kind(name)
+    form, packing = sources.kind_of(name)
     return name.lower().removesuffix(packing).removesuffix(form)
 
 
@@ -155,13 +155,13 @@ def classes_beside(path: str | Path, columns: Iterable[str]) -> Classes | None:
     if str(path) == STDIN:
         return None
     path = Path(path)
-    if sources._kind(path)[0] == ".parquet":
+    if sources.kind_of(path)[0] == ".parquet":
         return _parquet_classes(path, columns)
     base = re.sub(rf"[-_. ]?(?:{'|'.join(_SPLIT_NAMES)})$", "", _bare(path.name))
     words = ("classes", "class", "labels", "label", "label_names", "class_names")
     wanted = [f"{base}{mark}{word}.txt" for word in words for mark in "-_."] if base else []
     wanted += [f"{word}.txt" for word in words]
-    there = {name.lower(): name for name in sources._names(path.parent)}
+    there = {name.lower(): name for name in sources.names_in(path.parent)}
     file = next((there[name] for name in wanted if name in there), None)
     if file is None or there[file.lower()] == path.name:
         return None

@@ -75,7 +75,7 @@ def open_library(documents: str | Path, note: Callable[[str], None] = lambda tex
         raise UserError("documents are read from a file or a folder, not from standard input")
     root = Path(documents)
     report = SourceReport()
-    files = list(sources._expand(root, report))
+    files = list(sources.expand(root, report))
     base = root if root.is_dir() else root.parent
     stamp = json.dumps([FORMAT, LONGEST, [_stamp(Path(file), base) for file in files]], ensure_ascii=False)
     path = root / INDEX if root.is_dir() else base / f".{root.name}{INDEX}"
@@ -158,7 +158,7 @@ def _cut(document: sources.Document, base: Path) -> Iterator[Passage]:
 
 def _lined(file: str | Path) -> bool:
     """Whether the line breaks of a text are its file's."""
-    return sources._kind(file)[0] not in (*JSON, ".parquet")
+    return sources.kind_of(file)[0] not in (*JSON, ".parquet")
 
 
 def _end(text: str, at: int) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from gpt2kit.data import rows
 from gpt2kit.data.decode import STDIN, Decoded, decode, read_bytes
 from gpt2kit.data.families import Problem, Where
-from gpt2kit.data.sources import SourceReport, _kind
+from gpt2kit.data.sources import SourceReport, kind_of
 from gpt2kit.errors import UserError
 
 HEAD = 200  # records looked at to decide what a file holds
@@ -48,21 +48,21 @@ def open_records(
     first line of a table holds names. Raises UserError for a file that cannot be read as records.
     """
     stdin = str(path) == STDIN
-    form, packing = (".jsonl", "") if stdin else _kind(path)
+    form, packing = (".jsonl", "") if stdin else kind_of(path)
     name = "standard input" if stdin else str(path)
     if form == ".parquet":
         if packing:
             raise UserError(f"{name}: Parquet compresses by itself and is not read from {packing}",
                             hint=f"unpack it: the file is then {name[: -len(packing)]}")  # fmt: skip
         return Opened("Parquet", ((Where(name, row), record) for row, record in rows.parquet(Path(path), None)))
-    text = _text(path, name, report)
+    text = text_of_file(path, name, report)
     if form not in JSON:
         return _table(rows.lines(text, name), name, form, columns, names)
     form, found = ("JSON", rows.json_list(text, name)) if form == ".json" else _json_lines(text, name)
     return Opened(form, ((Where(name, line), record) for line, record in found))
 
 
-def _text(path: str | Path, name: str, report: SourceReport) -> Iterator[str]:
+def text_of_file(path: str | Path, name: str, report: SourceReport) -> Iterator[str]:
     """The text of a file; what decoding found goes into `report`, as in sources.py."""
     found, start = Decoded(), report.read
 
@@ -80,7 +80,7 @@ def _text(path: str | Path, name: str, report: SourceReport) -> Iterator[str]:
 
 def whole_text(path: Path, report: SourceReport) -> str:
     """The text of a whole file."""
-    return "".join(_text(path, str(path), report))
+    return "".join(text_of_file(path, str(path), report))
 
 
 # JSON lines
@@ -95,10 +95,10 @@ def _json_lines(text: Iterable[str], name: str) -> tuple[str, Iterator[_Line]]:
         before.append(line)
         if not line.isspace():
             first.append(line)
-            if len(first) == 2 or line.lstrip().startswith("[") or isinstance(_parsed(line), dict):
+            if len(first) == 2 or line.lstrip().startswith("[") or isinstance(parsed_line(line), dict):
                 break
     lines = itertools.chain(before, lines)
-    if first and not any(isinstance(_parsed(line), dict) for line in first):
+    if first and not any(isinstance(parsed_line(line), dict) for line in first):
         return "JSON", rows.json_list(_blocks(lines), name)
     return "JSON lines", _objects(lines, name)
 
@@ -113,7 +113,7 @@ def _objects(lines: Iterable[str], name: str) -> Iterator[_Line]:
     for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
-        value = _parsed(line)
+        value = parsed_line(line)
         if isinstance(value, dict):
             yield number, value
         else:
@@ -121,7 +121,7 @@ def _objects(lines: Iterable[str], name: str) -> Iterator[_Line]:
             yield number, _problem(name, number, "json", what, "correct or remove that line")
 
 
-def _parsed(line: str) -> Any:
+def parsed_line(line: str) -> Any:
     """The value of a line, or the error."""
     try:
         return json.loads(line)

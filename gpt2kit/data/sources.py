@@ -75,29 +75,29 @@ def read_documents(
     """
     report = SourceReport() if report is None else report
     listed = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    files = [file for path in listed for file in _expand(path, report)]
+    files = [file for path in listed for file in expand(path, report)]
     if not files:
         raise UserError(
             f"no readable file in {', '.join(map(str, listed)) or 'an empty list'}",
             hint=f"readable: {' '.join(filter(None, (*_TEXT, *_TABLES)))}, also with {' '.join(COMPRESSED)}",
         )
-    if field is not None and not any(str(file) == STDIN or _kind(file)[0] in _TABLES for file in files):
+    if field is not None and not any(str(file) == STDIN or kind_of(file)[0] in _TABLES for file in files):
         report.notes.append(f"field {field!r} is not looked for: plain text has no fields, unlike {' '.join(_TABLES)}")
     report.files_total = len(files)
     if STDIN not in map(str, files):
-        report.total = sum(_size(Path(file)) for file in files)
+        report.total = sum(size_of(Path(file)) for file in files)
     for file in files:
         before, pieces = report.read, report.pieces
-        yield from _read_file(file, field, report)
+        yield from read_file(file, field, report)
         report.files += 1
         if str(file) != STDIN:
-            report.read = before + _size(Path(file))
+            report.read = before + size_of(Path(file))
         if report.pieces == pieces:
             report.empty_files += 1
             report.notes.append(f"{file} holds no text")
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
@@ -109,14 +109,14 @@ def is_stream(path: str | Path) -> bool:
     return str(path) == STDIN or (Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir())
 
 
-def _kind(path: str | Path) -> tuple[str, str]:
+def kind_of(path: str | Path) -> tuple[str, str]:
     """(format suffix, compression suffix), both in lower case: a.jsonl.gz -> ".jsonl", ".gz"."""
     path = Path(path)
     packing = path.suffix.lower() if path.suffix.lower() in COMPRESSED else ""
     return Path(path.name[: len(path.name) - len(packing)]).suffix.lower(), packing
 
 
-def _expand(path: str | Path, report: SourceReport) -> Iterator[str | Path]:
+def expand(path: str | Path, report: SourceReport) -> Iterator[str | Path]:
     """The files behind one argument."""
     if str(path) == STDIN:
         yield STDIN
@@ -129,17 +129,17 @@ def _expand(path: str | Path, report: SourceReport) -> Iterator[str | Path]:
                 report.skipped.append(str(linked))
                 report.notes.append(f"{linked} skipped: a linked folder is read where it is named itself")
             for name in sorted(name for name in names if not name.startswith(".")):
-                if _kind(name)[0] in (*_TEXT, *_TABLES):
+                if kind_of(name)[0] in (*_TEXT, *_TABLES):
                     yield Path(folder) / name
                 else:
                     report.skipped.append(str(Path(folder) / name))
                     report.notes.append(f"{Path(folder) / name} skipped: its suffix is not one that is read")
     elif path.exists():
-        if _kind(path)[0] not in (*_TEXT, *_TABLES):
+        if kind_of(path)[0] not in (*_TEXT, *_TABLES):
             report.notes.append(f"{path} read as plain text, whatever its suffix means")
         yield path
     else:
-        near = closest(path.name, _names(path.parent))
+        near = closest(path.name, names_in(path.parent))
         raise UserError(f"{path} does not exist", hint=None if near is None else f"did you mean {path.parent / near}?")
 
 
@@ -147,15 +147,15 @@ def _unreadable(error: OSError) -> None:
     raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from None
 
 
-def _names(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     try:
         return [entry.name for entry in folder.iterdir()]
     except OSError:
         return []
 
 
-def _read_file(path: str | Path, field: str | None, report: SourceReport) -> Iterator[Document]:
-    form, packing = (".jsonl" if field else "", "") if str(path) == STDIN else _kind(path)
+def read_file(path: str | Path, field: str | None, report: SourceReport) -> Iterator[Document]:
+    form, packing = (".jsonl" if field else "", "") if str(path) == STDIN else kind_of(path)
     name = "standard input" if str(path) == STDIN else str(path)
     if form == ".parquet":
         if packing:

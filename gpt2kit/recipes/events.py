@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Sampled:
 class Finished:
     folder: Path
     step: int  # of the checkpoint that became the model
-    loss: float | None  # its validation loss, nats per token
+    scores: Mapping[str, float]  # of it: validation_loss, and validation_accuracy of a classifier, as far as known
     seconds: float  # of training
     stopped: str  # "finished", "early" or "asked"
     resume: str | None  # the command that goes on, where the run was stopped

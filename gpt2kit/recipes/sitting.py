@@ -90,10 +90,10 @@ def finish(run: loop.Run, artefact: Artefact, state: State, reason: str, feed: F
     """Make the run folder of the best checkpoint; a run that was asked to stop only says how to go on."""
     if reason == "asked":
         go_on = command(feed.verb, "--resume", run.folder)
-        yield Finished(run.folder, state.step, None, state.seconds, reason, go_on)
+        yield Finished(run.folder, state.step, {}, state.seconds, reason, go_on)
         return
     step, notes = checkpoint.best_whole(run.folder, state)
     yield from map(Note, notes)
     lineage = {**run.lineage, "step": step, "scores": state.scores(step)}
     artefact.publish(run.folder, checkpoint.folder_of(run.folder, step), lineage, feed.extra)
-    yield Finished(run.folder, step, state.losses.get(str(step)), state.seconds, reason, None, feed.next)
+    yield Finished(run.folder, step, state.scores(step), state.seconds, reason, None, feed.next)

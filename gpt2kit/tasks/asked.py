@@ -19,10 +19,10 @@ from gpt2kit.data import answers, conversations, fields
 from gpt2kit.data.decode import STDIN
 from gpt2kit.data.families import AnswerRow, ChatRow, LabelRow, Message, PairRow, Problem, RankRow, Row, TextRow, Where
 from gpt2kit.data.fields import Head
-from gpt2kit.data.records import HEAD, JSON, TABLES, _parsed, _text, open_records
+from gpt2kit.data.records import HEAD, JSON, TABLES, open_records, parsed_line, text_of_file
 from gpt2kit.data.rows import lines
 from gpt2kit.data.shapes import flatten, recognise
-from gpt2kit.data.sources import SourceReport, _kind
+from gpt2kit.data.sources import SourceReport, kind_of
 from gpt2kit.data.values import Convert, RowError, Wanted, optional_text, text_of
 from gpt2kit.errors import UserError
 from gpt2kit.tasks.chat import OpenChat
@@ -49,7 +49,7 @@ class Input:
     def rows(self, given: str, note: Note = lambda text: None) -> Iterator[Row]:
         """The rows of a text, a file or "-", standard input. UserError, with the line, for what cannot be asked."""
         if not is_file(given):
-            form, packing = _kind(given)
+            form, packing = kind_of(given)
             if (packing or form in KNOWN_FILES) and not any(map(str.isspace, given)):
                 note(f"there is no file {given}: it is taken as a text")
             return self._of_line(given, GIVEN, strict=False)
@@ -57,12 +57,12 @@ class Input:
             raise UserError(
                 f"{given} is a folder", hint=f"name a file, or join its files: cat {given}/*.txt | gpt2kit run … -"
             )
-        form = "" if given == STDIN else _kind(given)[0]
+        form = "" if given == STDIN else kind_of(given)[0]
         return self._of_records(given, note) if form in RECORDS else self._of_lines(given, form in JSON_LINES, note)
 
     def _of_lines(self, path: str, strict: bool, note: Note) -> Iterator[Row]:
         name, report = "standard input" if path == STDIN else path, SourceReport()
-        for number, line in enumerate(lines(_text(path, name, report), name), 1):
+        for number, line in enumerate(lines(text_of_file(path, name, report), name), 1):
             if not line.isspace():
                 yield from self._of_line(line.removesuffix("\n"), Where(name, number), strict)
         for one in report.notes:
@@ -70,7 +70,7 @@ class Input:
 
     def _of_line(self, text: str, where: Where, strict: bool) -> Iterator[Row]:
         """A text, or an object: where it has a field that is known, or `strict`, because the file's name says so."""
-        value = _parsed(text) if strict or text.lstrip().startswith("{") else None
+        value = parsed_line(text) if strict or text.lstrip().startswith("{") else None
         found = list(flatten(iter([(where, value)]), {})) if isinstance(value, dict) else []
         if found and (strict or all(self._is_known(record) for _, record in found)):
             for place, record in found:
@@ -212,7 +212,7 @@ def _prompt(head: Head, guess: bool) -> Callable[[dict[str, Any]], str] | None:
         prompt = _find(head, "prompt", fields.PROMPT, likely[0] if likely else None)
     if prompt is None:
         return None
-    return lambda record: conversations._with_input(text_of(record, prompt, Told()), record, extra, Told())
+    return lambda record: conversations.with_input(text_of(record, prompt, Told()), record, extra, Told())
 
 
 def _chats(head: Head, guess: bool) -> Convert | None:
@@ -228,7 +228,7 @@ def _chats(head: Head, guess: bool) -> Convert | None:
         if prompt is None:
             turns = conversations.messages_of(record.get(str(messages)), str(messages), Told())
         else:
-            past = conversations._history(record.get(history), history, Told()) if history is not None else ()
+            past = conversations.history_of(record.get(history), history, Told()) if history is not None else ()
             turns = (*past, Message("user", prompt(record)))
         if turns[-1].role != "user":
             raise RowError(messages, "role", "does not end with the user's message", "leave out the answer to it")
@@ -257,8 +257,8 @@ def _ranks(head: Head, guess: bool) -> Convert | None:
     query, history = head.find("query", QUERY), head.find("history", fields.HISTORY, lambda value: True)
 
     def build(record: dict[str, Any], where: Where) -> Row:
-        texts, _ = answers._candidates(record, candidates, Told())
-        past = answers._texts_of(record[history], history, Told()) if history and record.get(history) else ()
+        texts, _ = answers.candidates_of(record, candidates, Told())
+        past = answers.texts_of(record[history], history, Told()) if history and record.get(history) else ()
         return question(optional_text(record, query, Told()), texts, past, where)
 
     return build

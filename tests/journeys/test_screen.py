@@ -35,11 +35,13 @@ def test_a_log_gets_lines_and_the_last_has_the_last_validation_loss(capsys: pyte
 
 def test_commands_are_quoted_once(capsys: pytest.CaptureFixture[str]) -> None:
     with display.TrainingDisplay() as shown:
-        shown.show(Finished(Path("my run"), 5, None, 1.0, "asked", "gpt2kit train --resume 'my run'"))
+        shown.show(Finished(Path("my run"), 5, {}, 1.0, "asked", "gpt2kit train --resume 'my run'"))
         assert capsys.readouterr().out.endswith("Go on with:\n  gpt2kit train --resume 'my run'\n")
-        shown.show(Finished(Path("my run"), 5, 2.0, 1.0, "early", None))
+        shown.show(
+            Finished(Path("my run"), 5, {"validation_loss": 2.0, "validation_accuracy": 0.75}, 1.0, "early", None)
+        )
     out = capsys.readouterr().out
-    assert "validation loss 2.0000 (stopped early" in out
+    assert "validation loss 2.0000, validation accuracy 0.7500 (stopped early" in out
     assert out.endswith(
         "  gpt2kit generate 'my run' \"Once\"\n  gpt2kit info 'my run'\n  gpt2kit evaluate 'my run' other.txt\n"
     )
