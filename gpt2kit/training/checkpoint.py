@@ -55,8 +55,8 @@ class State:
     def standing(self, step: int) -> tuple[float, float]:
         """Less is better: the mistakes of a classifier, then the validation loss; infinite where none is known.
 
-        A classifier grows surer long after it has stopped to err less: its loss rises with that while its accuracy
-        does not fall (docs/results.md: AG News, IMDb), so the loss alone would keep a worse model.
+        A classifier grows surer, of its mistakes too, long after these have stopped becoming fewer: its loss rises
+        while its accuracy does not fall (docs/results.md: AG News, IMDb), so the loss alone would keep a worse model.
         """
         accuracy = self.accuracies.get(str(step), -math.inf)
         return -accuracy, self.losses.get(str(step), math.inf)
