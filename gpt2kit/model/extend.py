@@ -4,9 +4,8 @@ Starts of a new row: "transplant", half the mean of the rows of the old tokens t
 mean of all old rows (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models"); "random",
 N(0, 0.02) as in a new model.
 
-Half, because long rows turn slowly: Chinese poems into an English model of two minutes, at 63 and 84 s of training 7.759
-and 7.592 bits per character, 7.800 and 7.611 from the whole mean, 7.794 and 7.619 from a quarter, 7.826 and 7.615 from
-random rows (LOG.md).
+Half, because long rows turn slowly: of Chinese poems in a young English model, after 63 and 84 s of training, half the
+mean gave 7.759 and 7.592 bits per character, all of it 7.800 and 7.611, a quarter 7.794 and 7.619 (LOG.md).
 
 Transplanted rows can be shifted together, towards the mean of all old rows. Pieces that the model has hardly seen, such
 as the bytes of Chinese in an English model, have rows that make them unlikely everywhere, and tokens made of them would
