@@ -51,5 +51,10 @@ class Finished:
     resume: str | None  # the command that goes on, where the run was stopped
     next: tuple[str, ...] = ()  # commands to try on what was made; none: those of a model that writes
 
+    @property
+    def loss(self) -> float | None:
+        """The checkpoint's validation loss, nats per target."""
+        return self.scores.get("validation_loss")
+
 
 Event = loop.Event | Note | Reading | Planned | Sampled | Finished
