@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gpt2kit.model.gpt2 import GPT2
     from gpt2kit.training.rows import Row, RowBatches
 
-TURNS, FIRST = 7, 2  # turns that count; steps before them
+TURNS, FIRST = 7, 10  # turns that count; steps before them, in which the widths of batches are met that come again
 BETAS, DECAY, CLIP = (0.9, 0.999), 0.01, 1.0
 LABELS = ("no", "yes")
 CONTESTANTS = ("full", "lora", "int8-lora", "transformers")
