@@ -30,7 +30,7 @@ from gpt2kit.search.space import read_space
 from gpt2kit.search.values import Choice, Range, grid
 from gpt2kit.search.verbs import VERBS
 from gpt2kit.text.training import train_tokenizer
-from gpt2kit.training import loop
+from gpt2kit.training import checkpoint, loop
 
 pytest.importorskip("optuna", reason="the extra search is not installed")
 WORDS = ["red", "green", "blue", "wolf", "sheep", "七", "八"]
@@ -203,6 +203,9 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_bytes(place: Path, tmp_pat
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     kept = [path.name for path in (tmp_path / "cut" / "trials").iterdir()]
     assert kept == [f"{whole.best.number + 1:04d}"]
+    newest, _ = checkpoint.newest(tmp_path / "cut" / "trials" / kept[0])
+    losses = json.loads((newest / checkpoint.STATE).read_text(encoding="utf-8"))["losses"].values()
+    assert whole.best.value == min(losses) < max(losses)  # of a classifier, too, which keeps the step that errs least
 
 
 @pytest.mark.slow
