@@ -435,6 +435,15 @@ def recover(target: Path) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def held(target: Path) -> Iterator[None]:
+    """Hold writers off a folder while it is read. Nothing may be saved beside it inside: that would wait for itself."""
+    target = _destination(target)
+    with _locked(target.parent):
+        _recover(target)
+        yield
+
+
 def _recover(target: Path) -> None:
     old = target.parent / f"{REPLACED}{target.name}"
     if old.exists():

@@ -84,15 +84,16 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(loss): per token of this tokenizer. inf where that overflows."""
-        return math.exp(self.loss) if self.loss < 709 else math.inf
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.loss))  # as scores/likelihood.py: libm's exp can differ from it in the last bit
 
     @property
     def bits_per_byte(self) -> float:
-        return self.nll / math.log(2) / self.bytes
+        return self.nll / self.bytes / math.log(2)
 
     @property
     def bits_per_character(self) -> float:
-        return self.nll / math.log(2) / self.characters
+        return self.nll / self.characters / math.log(2)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's shape: the sums and the four figures; a perplexity too large for a float is None."""

@@ -8,6 +8,7 @@ several can be run in one process. All sets give the same integers.
     plain         8-bit factors widened to 32 bits, any CPU
     avx512_vnni   vpdpbusd on 512 bits: 64 products an instruction
     avx_vnni      vpdpbusd on 256 bits, two for one of the above
+    avx2          bytes widened to 16 bits, vpmaddwd on 256 bits: four for one (most x86 CPUs from 2013 to 2022)
     neon_i8mm     usdot on 128 bits, four for one (Apple M2, Graviton 3 and later)
 
 Lane sums add element 16 i + j to lane j for ascending i, then halves of the lanes: one order on every CPU.
@@ -35,12 +36,13 @@ intrinsic: Decorator = numba_intrinsic
 constant_intrinsic: Decorator = numba_intrinsic(prefer_literal=True)  # its integer arguments may be constants
 
 Instructions = tuple[int, ...]
-CODES = {"plain": 1, "avx512_vnni": 2, "avx_vnni": 3, "neon_i8mm": 4}
+CODES = {"plain": 1, "avx512_vnni": 2, "avx_vnni": 3, "neon_i8mm": 4, "avx2": 5}
 LANES = 16
 BLOCKS_AHEAD = 3  # blocks of keys and values that are fetched ahead
 
-I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 V64I8, V16I32, V16F32 = ir.VectorType(I8, 64), ir.VectorType(I32, 16), ir.VectorType(F32, 16)
+V16I16, V8I32 = ir.VectorType(I16, 16), ir.VectorType(I32, 8)
 
 
 def instructions(name: str = "auto") -> Instructions:
@@ -63,6 +65,7 @@ def available() -> tuple[str, ...]:
     has = [
         ("avx512_vnni", features.get("avx512vnni", False) and features.get("avx512bw", False)),
         ("avx_vnni", features.get("avxvnni", False)),
+        ("avx2", features.get("avx2", False)),
         ("neon_i8mm", features.get("i8mm", False)),
         ("plain", True),
     ]
@@ -123,6 +126,9 @@ def _dot4(builder: Any, code: int, total: Any, unsigned: Any, signed: Any) -> An
         return _halves(
             builder, "llvm.aarch64.neon.usdot.v4i32.v16i8", 4, total, unsigned, signed, ir.VectorType(I8, 16)
         )
+    if code == CODES["avx2"]:
+        parts = [[_part(builder, v, start, 8) for v in (total, unsigned, signed)] for start in (0, 8)]
+        return _joined(builder, [_add_pairs(builder, *part) for part in parts])
     a, b = builder.bitcast(unsigned, V64I8), builder.bitcast(signed, V64I8)
     for byte in range(4):
         mask = ir.Constant(V16I32, list(range(byte, 64, 4)))
@@ -130,6 +136,20 @@ def _dot4(builder: Any, code: int, total: Any, unsigned: Any, signed: Any) -> An
         x = builder.zext(builder.shuffle_vector(a, undefined, mask), V16I32)
         y = builder.sext(builder.shuffle_vector(b, undefined, mask), V16I32)
         total = builder.add(total, builder.mul(x, y))
+    return total
+
+
+def _add_pairs(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    """`_dot4` of 8 lanes: the even bytes, then the odd ones, widened to 16 bits.
+
+    vpmaddubsw, which takes bytes as they are, would saturate: 2 * 255 * 127 is more than 16 bits hold.
+    """
+    a, b = builder.bitcast(unsigned, V16I16), builder.bitcast(signed, V16I16)
+    eight, low = ir.Constant(V16I16, [8] * 16), ir.Constant(V16I16, [255] * 16)
+    even = builder.and_(a, low), builder.ashr(builder.shl(b, eight), eight)
+    odd = builder.lshr(a, eight), builder.ashr(b, eight)
+    for pair in (even, odd):
+        total = builder.add(total, _call(builder, "llvm.x86.avx2.pmadd.wd", V8I32, list(pair)))
     return total
 
 

@@ -35,7 +35,7 @@ READ = (  # what loading reads besides the weights, where it is there
 HUB_FILES = [*READ, "model*.safetensors", INDEX, commit.MANIFEST]
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 STEP = re.compile(r"step-(\d+)")
-ATTEMPTS = 5  # reads of a folder that another process replaces meanwhile
+ATTEMPTS = 5  # reads of a folder that another process replaces meanwhile; the next holds it off
 
 
 def read_steadily(
@@ -45,20 +45,26 @@ def read_steadily(
 
     `verify` first checks each file that loading reads against gpt2kit.json, `weights` among them or not.
     """
-    for attempt in range(ATTEMPTS):
-        before, notes = _version(path), list[str]()
+
+    def once() -> tuple[Value, list[str]]:
+        notes: list[str] = []
+        if verify:
+            names = read_names(path)
+            commit.verify(path, names if weights else [name for name in names if name in READ])
+        return read(notes), notes
+
+    for _ in range(ATTEMPTS):
+        before = _version(path)
         try:
-            if verify:
-                names = read_names(path)
-                commit.verify(path, names if weights else [name for name in names if name in READ])
-            value = read(notes)
+            found = once()
         except (UserError, OSError):
-            if attempt + 1 < ATTEMPTS and _version(path) != before:
-                continue
-            raise
+            if _version(path) == before:
+                raise
+            continue
         if _version(path) == before:
-            break
-    return value, notes
+            return found
+    with commit.held(path):  # who saves without a pause waits for us once
+        return once()
 
 
 def _version(path: Path) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from gpt2kit import commit
 from gpt2kit.errors import UserError
-from gpt2kit.model import folder
+from gpt2kit.model import files, folder
 from gpt2kit.model.config_file import config_values, read_config, write_config
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
 from gpt2kit.text.tokenizer import Tokenizer
@@ -207,7 +208,7 @@ def test_saving_is_killed_at_any_moment_and_one_model_is_whole(tmp_path: Path) -
     code = """
 import sys, time, torch
 from pathlib import Path
-from gpt2kit.model import folder
+from gpt2kit.model import files, folder
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
 models = [GPT2(GPT2Config(vocab_size=64, n_positions=16, n_embd=12, n_layer=2, n_head=3),
                torch.Generator().manual_seed(seed)) for seed in (0, 1)]
@@ -221,14 +222,16 @@ for round in range(100_000):
     wanted = [make(seed=seed).wte.weight for seed in (0, 1)]
     rng = random.Random(1)
     with subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        for _ in range(10):  # read beside the running writer
-            model, _ = folder.load(target)
-            assert any(torch.equal(model.wte.weight, weight) for weight in wanted)
-        with pytest.raises(subprocess.TimeoutExpired):
-            child.wait(rng.uniform(0, 0.05))
-        child.kill()
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            for _ in range(10):  # read beside the running writer
+                model, _ = folder.load(target)
+                assert any(torch.equal(model.wte.weight, weight) for weight in wanted)
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(rng.uniform(0, 0.05))
+        finally:
+            child.kill()
     model, _ = folder.load(target)
     assert torch.equal(model.wte.weight, wanted[folder.lineage(target)["seed"]])
     folder.save(target, make(seed=1))
@@ -257,6 +260,45 @@ def test_a_folder_replaced_while_it_is_read_is_read_again(
     assert torch.equal(model.wte.weight, make(seed=1).wte.weight)
     assert tokenizer is None
     assert calls == 2
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_writer_without_a_pause_is_held_off_for_one_reading(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    real, reads, saves = folder.load_weights, 0, 0
+    writers: list[threading.Thread] = []
+
+    def replaced_meanwhile(*arguments: Any) -> GPT2:
+        """Before each reading of the weights comes another save, or the attempt of one: it may have to wait."""
+        nonlocal reads
+        reads += 1
+        seed = reads
+
+        def write() -> None:
+            nonlocal saves
+            folder.save(saved, make(seed=seed))
+            saves += 1
+
+        writers.append(threading.Thread(target=write))
+        writers[-1].start()
+        if reads <= files.ATTEMPTS:
+            writers[-1].join()
+            if fails:
+                raise UserError("half old, half new")
+        else:
+            writers[-1].join(0.2)
+            assert writers[-1].is_alive()
+            assert saves == files.ATTEMPTS
+        return real(*arguments)
+
+    monkeypatch.setattr(folder, "load_weights", replaced_meanwhile)
+    model, _ = folder.load(saved)
+    assert reads == files.ATTEMPTS + 1
+    assert torch.equal(model.wte.weight, make(seed=files.ATTEMPTS).wte.weight)
+    writers[-1].join()
+    monkeypatch.undo()
+    assert torch.equal(folder.load(saved)[0].wte.weight, make(seed=reads).wte.weight)
 
 
 # Refusals
