@@ -3,9 +3,9 @@
     python benchmarks/results.py --data DIR --models DIR --out DIR [NAME ...]
 
 First `python benchmarks/public_data.py DIR` writes the splits, and `gpt2kit train` the models to start from: DIR/en,
-DIR/zh, and DIR/modern, which is zh trained further without poems (docs/results.md has the commands). Each experiment is
-made of the commands that a user would type; what was made is kept in --out and not made again, so that a run which was
-stopped goes on. Prints one Markdown table an experiment and writes OUT/<name>.json.
+DIR/en-small, DIR/zh, and DIR/modern, which is zh trained further without poems (docs/results.md has the commands). Each
+experiment is made of the commands that a user would type; what was made is kept in --out and not made again, so that a
+run which was stopped goes on. Prints one Markdown table an experiment and writes OUT/<name>.json.
 
 Baselines: TF-IDF with logistic regression for classes (words and pairs of words; in Chinese characters, pairs and
 triples), the nearest training example's completion for texts, and the same GPT-2 without any pre-training. A class's
@@ -36,7 +36,8 @@ Row = dict[str, Any]
 class Experiment:
     """How a set is learnt. `flags` go to `gpt2kit finetune`; `shown` are the scores of the table.
 
-    `adapters` are methods that are tuned beside all weights, with the same flags.
+    `adapters` are methods that are tuned beside all weights, with the same flags. `data` is the set's folder where it
+    has another name.
     """
 
     task: str
@@ -44,10 +45,11 @@ class Experiment:
     flags: tuple[str, ...] = ()
     shown: tuple[str, ...] = ("accuracy", "macro_f1")
     adapters: tuple[str, ...] = ()
+    data: str = ""
 
     @property
     def language(self) -> str:
-        return "en" if self.base == "en" else "zh"
+        return "en" if self.base.startswith("en") else "zh"
 
 
 EXPERIMENTS = {
@@ -57,6 +59,13 @@ EXPERIMENTS = {
         ("--context", "512", "--epochs", "2", "--evaluate-every", "700"),
         ("accuracy", "macro_f1", "auroc"),
         ("lora",),
+    ),
+    "imdb-small": Experiment(
+        "classify",
+        "en-small",
+        ("--context", "256", "--epochs", "1", "--evaluate-every", "470"),
+        ("accuracy", "macro_f1", "auroc"),
+        data="imdb",
     ),
     "sst2": Experiment("classify", "en", ("--epochs", "2", "--batch", "64")),
     "agnews": Experiment("classify", "en", ("--epochs", "3")),
@@ -84,12 +93,15 @@ class Place:
     models: Path
     out: Path
 
+    def folder(self, name: str) -> Path:
+        return self.data / (EXPERIMENTS[name].data or name)
+
     def rows(self, name: str, part: str) -> list[Row]:
-        with (self.data / name / f"{part}.jsonl").open(encoding="utf-8") as file:
+        with (self.folder(name) / f"{part}.jsonl").open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
     def file(self, name: str, part: str) -> str:
-        folder = self.data / name
+        folder = self.folder(name)
         return str(next(path for path in (folder / f"{part}.jsonl", folder / f"{part}.json") if path.exists()))
 
 
@@ -291,7 +303,7 @@ def run(place: Place, name: str) -> list[tuple[str, Row]]:
     elif experiment.task != "answer":
         who = "nothing changed" if experiment.task == "correct" else "nearest training example"
         found.append((who, nearest(place, name, language, experiment.task)))
-    nothing = untrained(base, place.out / f"untrained-{language}")
+    nothing = untrained(base, place.out / f"untrained-{base.name}")
     for who, parent in (("GPT-2, untrained, tuned", nothing), ("GPT-2, pre-trained, tuned", base)):
         out = place.out / name / parent.name
         seconds = tuned(place, name, parent, out, experiment)
@@ -343,7 +355,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*EXPERIMENTS, []], metavar="NAME", help="; none: all of them")
     parser.add_argument("--data", type=Path, required=True, help="made by public_data.py")
-    parser.add_argument("--models", type=Path, required=True, help="holds en, zh and modern")
+    parser.add_argument("--models", type=Path, required=True, help="holds en, en-small, zh and modern")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     place = Place(arguments.data, arguments.models, arguments.out)
