@@ -54,10 +54,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 
 
 # Two processes that both need the engine on a fresh machine would both compile it, 20 seconds each. So one begins with
-# the engine and the other with what does not need it. Long files come early: none is left for the end.
+# the engine and the other with what does not need it for as long. Long files come early: none is left for the end.
 FIRST = (
-    "engine/test_exact.py", "training/test_plan.py", "engine/test_forward.py", "training/test_kill.py",
-    "engine/test_engine.py", "journeys/test_stopping.py", "journeys/test_adapters.py", "serve/test_page.py",
+    "engine/test_exact.py", "training/test_plan.py", "training/test_kill.py", "engine/test_forward.py",
+    "journeys/test_stopping.py", "engine/test_engine.py", "journeys/test_adapters.py", "serve/test_page.py",
 )  # fmt: skip
 
 
