@@ -85,7 +85,7 @@ class Evaluation:
     def perplexity(self) -> float:
         """exp(loss): per token of this tokenizer. inf where that overflows."""
         with np.errstate(over="ignore"):
-            return float(np.exp(self.loss))  # as scores/likelihood.py: libm's exp can differ from it in the last bit
+            return float(np.exp(self.loss))  # the same function as scores/likelihood.py, to the last bit
 
     @property
     def bits_per_byte(self) -> float:
@@ -181,7 +181,7 @@ def evaluate(
 
 
 def _hardest(tokenizer: Tokenizer, stream: _Stream, blocks: Sequence[Block]) -> tuple[Passage, ...]:
-    bits = {n: block[0] / math.log(2) / block[2] for n, block in enumerate(blocks) if block[1] > 0 and block[2] > 0}
+    bits = {n: block[0] / block[2] / math.log(2) for n, block in enumerate(blocks) if block[1] > 0 and block[2] > 0}
     ends = [*(stretch.start for stretch in stream.stretches[1:]), len(stream)]
     found = sorted(bits, key=lambda n: -bits[n])[:HARDEST]
     return tuple(

@@ -8,7 +8,7 @@ several can be run in one process. All sets give the same integers.
     plain         8-bit factors widened to 32 bits, any CPU
     avx512_vnni   vpdpbusd on 512 bits: 64 products an instruction
     avx_vnni      vpdpbusd on 256 bits, two for one of the above
-    avx2          bytes widened to 16 bits, vpmaddwd on 256 bits: four for one (most x86 CPUs from 2013 to 2022)
+    avx2          bytes widened to 16 bits, vpmaddwd on 256 bits: four for one (x86 without VNNI)
     neon_i8mm     usdot on 128 bits, four for one (Apple M2, Graviton 3 and later)
 
 Lane sums add element 16 i + j to lane j for ascending i, then halves of the lanes: one order on every CPU.

@@ -208,7 +208,7 @@ def test_saving_is_killed_at_any_moment_and_one_model_is_whole(tmp_path: Path) -
     code = """
 import sys, time, torch
 from pathlib import Path
-from gpt2kit.model import files, folder
+from gpt2kit.model import folder
 from gpt2kit.model.gpt2 import GPT2, GPT2Config
 models = [GPT2(GPT2Config(vocab_size=64, n_positions=16, n_embd=12, n_layer=2, n_head=3),
                torch.Generator().manual_seed(seed)) for seed in (0, 1)]
