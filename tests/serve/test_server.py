@@ -32,7 +32,7 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as 
 
 # A real server process around an app that needs no model. GET /work answers after WORK seconds, under admission.
 SERVER = """
-    import asyncio, os, sys, time
+    import asyncio, gc, os, sys, time
     from concurrent.futures import ThreadPoolExecutor
     import gpt2kit.serve.app as app_module
     from gpt2kit.errors import UserError
@@ -83,7 +83,7 @@ SERVER = """
     app_module.create_app = App
     settings = read_settings({"models": ["runs/mine"], "port": int(os.environ.get("PORT", "0"))})
     print("up", flush=True)
-    sys.exit(serve(settings, lambda address: print(address, flush=True)))
+    sys.exit(serve(settings, lambda address: print(len(gc.get_objects()), address, flush=True)))
 """
 
 
@@ -411,6 +411,13 @@ def test_the_level_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # ---------------------------------------------------------------- all of it
+
+
+def test_a_full_collection_walks_only_through_what_came_after_loading(start: Callable[..., Process]) -> None:
+    server = start()
+    assert server.line() == "up"
+    objects, _ = server.line().split()
+    assert int(objects) < 1000
 
 
 @POSIX
