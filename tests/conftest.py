@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from hypothesis import settings
 from gpt2kit import runtime
 
 runtime.calm_spinning()  # before any test imports torch, as the command line does
+# Children that are started in a checkout would import its folder, not what is installed, and compile all kernels again.
+os.environ["PYTHONSAFEPATH"] = "1"
 settings.register_profile("quick", max_examples=30)  # where a test names no number; Hypothesis itself takes 100
 settings.load_profile("quick")
 
