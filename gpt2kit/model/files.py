@@ -5,6 +5,7 @@ The layout is in `folder.py`, which loads and saves.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -58,7 +59,7 @@ def read_steadily(
         try:
             found = once()
         except (UserError, OSError):
-            if _version(path) == before:
+            if before and _version(path) == before:
                 raise
             continue
         if _version(path) == before:
@@ -68,10 +69,14 @@ def read_steadily(
 
 
 def _version(path: Path) -> tuple[int, ...]:
-    """Changes when another process replaces the folder or its manifest."""
+    """Changes when another process replaces the folder or its manifest. Empty: absent, or away between two renames."""
     commit.recover(path)
-    stats = [p.stat() for p in (path, path / commit.MANIFEST) if p.exists()]
-    return tuple(number for stat in stats for number in (stat.st_ino, stat.st_mtime_ns))
+    numbers: list[int] = []
+    for p in (path, path / commit.MANIFEST):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # exists() first would leave a gap
+            stat = p.stat()
+            numbers += stat.st_ino, stat.st_mtime_ns
+    return tuple(numbers)
 
 
 def read_names(path: Path) -> list[str]:
@@ -121,19 +126,28 @@ def resolve(folder: str | Path, allow_hub: bool = False) -> tuple[Path, str | No
     Raises UserError where there is no model, with the next command.
     """
     path = Path(folder)
-    try:
-        if "\0" in str(folder):
-            raise OSError("a zero byte in the name")
-        commit.recover(path)
-        exists = path.exists()
-    except OSError as error:
-        raise UserError(f"{str(folder)[:80]!r} is no model folder: {error}") from None
-    if not exists:
-        if allow_hub and HUB_NAME.fullmatch(str(folder)):
+    for _ in range(ATTEMPTS):
+        try:
+            if "\0" in str(folder):
+                raise OSError("a zero byte in the name")
+            before = _version(path)
+        except OSError as error:
+            raise UserError(f"{str(folder)[:80]!r} is no model folder: {error}") from None
+        if not before and allow_hub and HUB_NAME.fullmatch(str(folder)):
             return _from_hub(str(folder)), None
-        raise _absent(path)
-    if not path.is_dir():
+        try:
+            return _resolve(path)
+        except UserError:
+            if _version(path) == before:
+                raise
+    return _resolve(path)
+
+
+def _resolve(path: Path) -> tuple[Path, str | None]:
+    if path.is_file():
         raise UserError(f"{path} is a file, not a model folder", hint="give the folder that holds config.json")
+    if not path.exists():
+        raise _absent(path)
     if any((path / name).exists() for name in (CONFIG, WEIGHTS, INDEX)):
         return path, None
     checkpoint = _best_checkpoint(path)

@@ -262,6 +262,26 @@ def test_a_folder_replaced_while_it_is_read_is_read_again(
     assert calls == 2
 
 
+@pytest.mark.parametrize("moment", range(1, 30))
+def test_a_folder_between_a_writers_two_renames_is_waited_for(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Away at any one look at the folder itself, there again, replaced, at the next."""
+    real, looks = Path.stat, 0
+
+    def away_once(path: Path, **flags: Any) -> os.stat_result:
+        nonlocal looks
+        looks += path == saved
+        if path == saved and looks == moment:
+            folder.save(saved, make(seed=1))
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return real(path, **flags)
+
+    monkeypatch.setattr(Path, "stat", away_once)
+    model, _ = folder.load(saved)
+    assert torch.equal(model.wte.weight, make(seed=1 if looks >= moment else 0).wte.weight)
+
+
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_writer_without_a_pause_is_held_off_for_one_reading(
     saved: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
