@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -122,7 +122,7 @@ def check_vocabulary(tokenizer: Tokenizer, config: GPT2Config) -> None:
 def resolve(folder: str | Path, allow_hub: bool = False) -> tuple[Path, str | None]:
     """The folder to load, and a note where that is not simply `folder`.
 
-    A run without a final model stands for its best checkpoint (`training.checkpoint.State.standing`), or else its last.
+    A run without a final model stands for its best checkpoint (`standing`), or else its last.
     Raises UserError where there is no model, with the next command.
     """
     path = Path(folder)
@@ -171,7 +171,7 @@ def _absent(path: Path) -> UserError:
 def _best_checkpoint(run: Path) -> tuple[Path, str] | None:
     """The best complete checkpoint of a run that has not finished, and what to tell the user."""
     folders = {int(m[1]): p for p in _checkpoints(run) if (m := STEP.fullmatch(p.name))}
-    standings: dict[int, tuple[float, float]] = {}  # mistakes, loss
+    standings: dict[int, tuple[float, float]] = {}
     damaged = []
     for step, path in sorted(folders.items()):
         try:
@@ -179,12 +179,7 @@ def _best_checkpoint(run: Path) -> tuple[Path, str] | None:
             if manifest is None:
                 raise UserError(f"{path} is not complete")
             scores = manifest.get("scores")
-            known = scores if isinstance(scores, dict) else {}
-            loss, accuracy = known.get("validation_loss"), known.get("validation_accuracy")
-            standings[step] = (
-                -accuracy if isinstance(accuracy, float | int) else math.inf,
-                loss if isinstance(loss, float | int) else math.inf,
-            )
+            standings[step] = standing(scores if isinstance(scores, dict) else {})
         except UserError:
             damaged.append(path.name)
     if not standings:
@@ -196,6 +191,19 @@ def _best_checkpoint(run: Path) -> tuple[Path, str] | None:
         reason = f"validation accuracy {-mistakes:.4f}, the highest"
     note = f"{run} has no final model: {folders[step].name} is used ({reason})"
     return folders[step], note + (f"; damaged and left out: {', '.join(damaged)}" if damaged else "")
+
+
+def standing(scores: Mapping[str, Any]) -> tuple[float, float]:
+    """Less is better: a checkpoint's validation accuracy, negative, then its loss; infinite where one is not known.
+
+    A classifier grows surer, of its mistakes too, long after these have stopped becoming fewer: its loss rises
+    while its accuracy does not fall (docs/results.md: AG News, IMDb), so the loss alone would keep a worse model.
+    """
+    accuracy, loss = scores.get("validation_accuracy"), scores.get("validation_loss")
+    return (
+        -accuracy if isinstance(accuracy, float | int) else math.inf,
+        loss if isinstance(loss, float | int) else math.inf,
+    )
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -10,8 +10,6 @@ The first line is `WholeModel`'s. A run that trains an adapter keeps that alone 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ import torch
 from gpt2kit import commit
 from gpt2kit.errors import UserError
 from gpt2kit.model import folder as model_folder
+from gpt2kit.model.files import STEP, standing
 from gpt2kit.model.gpt2 import GPT2
 from gpt2kit.model.weights import load_weights
 from gpt2kit.text.tokenizer import Tokenizer
@@ -31,7 +30,6 @@ from gpt2kit.training import optim
 TENSORS = "training_state.safetensors"
 STATE = "training_state.json"
 GENERATOR, CUDA_GENERATOR = "torch/generator", "torch/cuda_generator"
-STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass
@@ -53,13 +51,8 @@ class State:
         return {name: found[str(step)] for name, found in kinds.items() if str(step) in found}
 
     def standing(self, step: int) -> tuple[float, float]:
-        """Less is better: the mistakes of a classifier, then the validation loss; infinite where none is known.
-
-        A classifier grows surer, of its mistakes too, long after these have stopped becoming fewer: its loss rises
-        while its accuracy does not fall (docs/results.md: AG News, IMDb), so the loss alone would keep a worse model.
-        """
-        accuracy = self.accuracies.get(str(step), -math.inf)
-        return -accuracy, self.losses.get(str(step), math.inf)
+        """Of a step, as `model.files.standing` says: less is better."""
+        return standing(self.scores(step))
 
     @classmethod
     def from_dict(cls, values: Any) -> State:
