@@ -22,8 +22,8 @@ import argparse
 import json
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,15 @@ Row = dict[str, Any]
 class Experiment:
     """How a set is learnt. `flags` go to `gpt2kit finetune`; `shown` are the scores of the table.
 
-    `adapters` are methods that are tuned beside all weights, with the same flags. `data` is the set's folder where it
-    has another name.
+    `adapters` are methods that are tuned beside all weights, each with its own flags after these. `data` is the set's
+    folder where it has another name.
     """
 
     task: str
     base: str
     flags: tuple[str, ...] = ()
     shown: tuple[str, ...] = ("accuracy", "macro_f1")
-    adapters: tuple[str, ...] = ()
+    adapters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     data: str = ""
 
     @property
@@ -58,13 +58,14 @@ EXPERIMENTS = {
         "en",
         ("--context", "512", "--epochs", "2", "--evaluate-every", "700"),
         ("accuracy", "macro_f1", "auroc"),
-        ("lora",),
+        {"lora": ()},
     ),
     "imdb-small": Experiment(
         "classify",
         "en-small",
         ("--context", "256", "--epochs", "1", "--evaluate-every", "470"),
         ("accuracy", "macro_f1", "auroc"),
+        {"lora": ("--epochs", "3", "--evaluate-every", "469", "--dropout", "0", "--learning-rate", "0.001")},
         data="imdb",
     ),
     "sst2": Experiment("classify", "en", ("--epochs", "2", "--batch", "64")),
@@ -308,9 +309,9 @@ def run(place: Place, name: str) -> list[tuple[str, Row]]:
         out = place.out / name / parent.name
         seconds = tuned(place, name, parent, out, experiment)
         found.append((who, {"minutes": seconds / 60, **scored(place, name, out)}))
-    for method in experiment.adapters:
+    for method, flags in experiment.adapters.items():
         out = place.out / name / f"{base.name}-{method}"
-        seconds = tuned(place, name, base, out, experiment, ("--method", method))
+        seconds = tuned(place, name, base, out, experiment, ("--method", method, *flags))
         found.append((f"GPT-2, pre-trained, {method}", {"minutes": seconds / 60, **scored(place, name, out)}))
     if experiment.task == "classify":
         kept = place.out / name / "transformers.json"

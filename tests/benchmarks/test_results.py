@@ -49,7 +49,8 @@ def test_every_contestant_learns_a_word(results: Any, tmp_path: Path, monkeypatc
     tokenizer = train_tokenizer([" ".join([*WORDS, "fine", "awful"]) * 4], "bpe", 320)
     model = GPT2(GPT2Config(tokenizer.vocab_size, 64, 32, 2, 2), torch.Generator().manual_seed(1))
     folder.save(tmp_path / "models" / "en", model, tokenizer, {"name": "en"})
-    monkeypatch.setitem(results.EXPERIMENTS, "sst2", results.Experiment("classify", "en", FLAGS, adapters=("lora",)))
+    adapters = {"lora": ("--epochs", "13")}  # the later of two flags holds
+    monkeypatch.setitem(results.EXPERIMENTS, "sst2", results.Experiment("classify", "en", FLAGS, adapters=adapters))
 
     place = results.Place(tmp_path / "data", tmp_path / "models", tmp_path / "out")
     found = dict(results.run(place, "sst2"))
@@ -60,6 +61,8 @@ def test_every_contestant_learns_a_word(results: Any, tmp_path: Path, monkeypatc
     for who, row in found.items():
         assert row["metrics"]["accuracy"]["value"] > 0.9, who
     assert found["GPT-2, untrained, tuned"] != found["GPT-2, pre-trained, tuned"]
+    full, lora = (json.loads((tmp_path / "out/sst2" / n / "run.json").read_text()) for n in ("en", "en-lora"))
+    assert full["settings"]["steps"] < lora["settings"]["steps"]
     kept = [path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")]
     assert dict(results.run(place, "sst2")) == found  # nothing is made twice
     assert kept == [path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")]
