@@ -60,7 +60,7 @@ class FinetuneOptions:
     learning_rate: float | None = None  # peak; None: what suits the method
     weight_decay: float = 0.01
     schedule: Schedule = "linear"
-    dropout: float = 0.1  # embedding and residual
+    dropout: float | None = None  # embedding and residual; None: 0.1 of all weights, 0 of an adapter
     label_smoothing: float = 0.0
     precision: PrecisionName = "auto"
     evaluate_every: int | None = None  # steps; None: ten times a run
@@ -127,10 +127,11 @@ class FinetuneOptions:
         steps = max(1, round(self.epochs * rows / self.batch)) if self.steps is None else self.steps
         every = max(1, -(-steps // EVALUATIONS)) if self.evaluate_every is None else self.evaluate_every
         rate = RATES.get(self.method, ADAPTER_RATE) if self.learning_rate is None else self.learning_rate
+        dropout = (0.1 if self.method == "full" else 0.0) if self.dropout is None else self.dropout
         return TrainConfig(
             steps=steps, batch=self.batch, context=context, seed=self.seed, optimizer=self.optimizer,
             learning_rate=rate, weight_decay=self.weight_decay, schedule=self.schedule,
-            warmup=max(1, steps // 20), dropout=self.dropout, label_smoothing=self.label_smoothing,
+            warmup=max(1, steps // 20), dropout=dropout, label_smoothing=self.label_smoothing,
             precision=self.precision, evaluate_every=every, checkpoint_every=every, patience=self.patience,
             beta2=0.999,
         )  # fmt: skip

@@ -138,6 +138,15 @@ def test_a_flag_that_means_nothing_is_refused(given: dict[str, Any], message: st
 
 
 @pytest.mark.parametrize(
+    ("given", "rate"),
+    [({}, 0.1), ({"method": "lora"}, 0.0), ({"method": "lora", "dropout": 0.2}, 0.2), ({"dropout": 0.0}, 0.0)],
+)
+def test_an_adapter_trains_without_dropout_unless_asked(given: dict[str, Any], rate: float) -> None:
+    options = FinetuneOptions(["rows.csv"], from_="base", task="classify", out="out", **given)
+    assert options.settings(rows=100, context=64).dropout == rate
+
+
+@pytest.mark.parametrize(
     ("settings", "rank", "message"),
     [("seed=5", None, "seed has a flag"), ("rank=4", 8, "rank has a flag"), ("name=x", None, "name has a flag")],
 )
