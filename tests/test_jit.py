@@ -46,10 +46,63 @@ def test_a_renamed_copy_does_the_same_under_its_own_name() -> None:
     assert copy.__qualname__ == "double_parallel" != double.__qualname__
 
 
-PART = """
-import numba
+def calls_of_an_inner_function(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], float]:
+    """The functions that get machine code of their own, and what the outer one of two finds."""
+    from numba.core.codegen import JITCPUCodegen
 
-@numba.njit(forceinline=True)
+    made, add = [], JITCPUCodegen._add_module
+
+    def noted(self: Any, module: Any) -> Any:
+        if module.name != "nrt":  # Numba's own, once in a process
+            made.append(module.name.split(".")[-1])
+        return add(self, module)
+
+    monkeypatch.setattr(JITCPUCodegen, "_add_module", noted)
+
+    @jit.inner(error_model="numpy")
+    def halved(x: float) -> float:
+        return x / 2
+
+    @jit.inner(forceinline=True)
+    def quartered(x: float) -> float:
+        return halved(halved(x))
+
+    def outer(x: float) -> float:
+        return quartered(x) + halved(x)
+
+    return made, numba.njit(outer)(8.0)
+
+
+def test_an_inner_function_gets_no_machine_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba compiles it once, within its caller: half of the engine's first start."""
+    assert calls_of_an_inner_function(monkeypatch) == (["outer"], 6.0)
+
+
+@pytest.mark.parametrize("lacking", ["a module", "a method"])
+def test_in_another_numba_inner_functions_are_compiled_the_long_way(
+    lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from numba.core.codegen import CPUCodeLibrary
+
+    def gone(name: str) -> Any:
+        raise ImportError(name)
+
+    with monkeypatch.context() as other:
+        if lacking == "a module":
+            other.setattr(importlib, "import_module", gone)
+        else:
+            other.delattr(CPUCodeLibrary, "_finalize_dynamic_globals")
+        jit._linked_only.cache_clear()
+        assert jit._linked_only() == {}
+    made, result = calls_of_an_inner_function(monkeypatch)
+    jit._linked_only.cache_clear()
+    assert (sorted(made), result) == (["halved", "outer", "quartered"], 6.0)
+
+
+PART = """
+from gpt2kit import jit
+
+@jit.inner(forceinline=True)
 def grown(x):
     return x + {number}
 """
@@ -151,7 +204,7 @@ def test_where_nothing_can_be_written_code_is_compiled_each_time(tmp_path: Path)
     nowhere = str(tmp_path / "file" / "cache")
     names = ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "LOCALAPPDATA")
     path = os.pathsep.join([str(Path(jit.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, **dict.fromkeys(names, nowhere), "PYTHONPATH": path}
+    environment = {**os.environ, **dict.fromkeys(names, nowhere), "PYTHONPATH": path, "PYTHONSAFEPATH": ""}
     code = "import whole; print(whole.before, whole.twice(10), whole.is_compiled(whole.twice))"
     for _ in range(2):
         result = subprocess.run(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from gpt2kit.engine.lanes import (
@@ -39,15 +38,14 @@ from gpt2kit.engine.simd import (
     largest_size,
     weigh_values,
 )
+from gpt2kit.jit import inner
 
 F = np.float32
 Array = Any  # a flat numpy array; Numba specialises by what it is given
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "nogil": True}
-# Functions that compiled code alone calls need no way in from Python, which takes as long to compile as some of them.
-INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-called: Decorator = numba.njit(**INNER)  # linears: large, and called rarely
+called: Decorator = inner(**OPTIONS)  # linears: large, and called rarely
 # What runs for every head and row: a call costs as much as its work.
-inlined: Decorator = numba.njit(forceinline=True, **INNER)
+inlined: Decorator = inner(forceinline=True, **OPTIONS)
 
 BLOCK = 16  # tokens of a key-value block: the lanes of a vector of scores
 TILE = 64  # outputs of a packed block of weights
