@@ -60,7 +60,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 # the engine and the other with what does not need it for as long. Long files come early: none is left for the end.
 FIRST = (
     "engine/test_exact.py", "training/test_plan.py", "training/test_kill.py", "engine/test_forward.py",
-    "journeys/test_stopping.py", "engine/test_engine.py", "journeys/test_adapters.py", "serve/test_page.py",
+    "journeys/test_stopping.py", "engine/test_engine.py", "journeys/test_adapters.py", "serve/test_page_write.py",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,3 +40,25 @@ def live(model_folder: Path, chat_folder: Path) -> Iterator[Live]:
         {"tiny": model_folder, "chatty": chat_folder}, preload=("tiny", "chatty"), shutdown_timeout=2.0
     ) as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from browsing import CHROMIUM, playwright
+
+    with playwright.sync_playwright() as found:
+        one = found.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def pages(browser: Any, live: Live) -> Iterator[Any]:
+    from browsing import TIMEOUT, Pages, expect
+
+    expect.set_options(timeout=TIMEOUT)
+    found = Pages(browser, live.url)
+    yield found
+    for context in browser.contexts:
+        context.close()
+    found.check()
