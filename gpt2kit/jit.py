@@ -14,6 +14,7 @@ import numba
 F = TypeVar("F", bound=Callable[..., Any])
 # What compiled code alone calls needs no way in from Python, which takes as long to compile as some of these functions.
 INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+TRIED = {(0, minor) for minor in range(61, 69)}  # versions of Numba whose inside is as `_linked_only` needs it
 
 
 def compiled(function: F, parts: Sequence[types.ModuleType] = (), **options: Any) -> F:
@@ -48,24 +49,18 @@ def inner(**options: Any) -> Callable[[F], F]:
 
 @functools.cache
 def _linked_only() -> dict[str, Any]:
-    """What has Numba leave a function as LLVM code for its callers; nothing where its inside is not as it was.
+    """What has Numba leave a function as LLVM code for its callers; nothing for versions that were not tried.
 
-    The classes are in no manual. They are the same from 0.61 to 0.68.
+    It replaces methods that are in no manual, though the same from the first of these versions to the last.
     """
-    try:
-        codegen, compiler, machinery, passes = (
-            importlib.import_module(f"numba.core.{name}")
-            for name in ("codegen", "compiler", "compiler_machinery", "typed_passes")
-        )
-        library, inference = codegen.CPUCodeLibrary, passes.NopythonTypeInference
-        builder, register = compiler.DefaultPassBuilder, machinery.register_pass
-        replaced = ("codegen", "_optimize_final_module", "_finalize_final_module", "_finalize_dynamic_globals")
-        if not all(hasattr(library, name) for name in replaced):
-            return {}
-    except (ImportError, AttributeError):
+    if numba.version_info.short not in TRIED:
         return {}
+    codegen, compiler, machinery, passes = (
+        importlib.import_module(f"numba.core.{name}")
+        for name in ("codegen", "compiler", "compiler_machinery", "typed_passes")
+    )
 
-    class Linked(library):  # type: ignore[misc, valid-type]
+    class Linked(codegen.CPUCodeLibrary):  # type: ignore[misc, name-defined]
         codegen = property(lambda self: self)
 
         def set_env(self, name: str, environment: Any) -> None:
@@ -92,12 +87,12 @@ def _linked_only() -> dict[str, Any]:
             state.library = Linked(state.targetctx.codegen(), state.func_id.func_qualname)
             return False
 
-    register(mutates_CFG=False, analysis_only=True)(LinkOnly)
+    machinery.register_pass(mutates_CFG=False, analysis_only=True)(LinkOnly)
 
     class Compiler(compiler.CompilerBase):  # type: ignore[misc, name-defined]
         def define_pipelines(self) -> list[Any]:
-            pipeline = builder.define_nopython_pipeline(self.state)
-            pipeline.add_pass_after(LinkOnly, inference)
+            pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+            pipeline.add_pass_after(LinkOnly, passes.NopythonTypeInference)
             pipeline.finalize()
             return [pipeline]
 

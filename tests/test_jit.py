@@ -75,25 +75,14 @@ def calls_of_an_inner_function(monkeypatch: pytest.MonkeyPatch) -> tuple[list[st
 
 def test_an_inner_function_gets_no_machine_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numba compiles it once, within its caller: half of the engine's first start."""
-    assert calls_of_an_inner_function(monkeypatch) == (["outer"], 6.0)
+    tried = numba.version_info.short in jit.TRIED
+    made, result = calls_of_an_inner_function(monkeypatch)
+    assert (sorted(made), result) == (["outer"] if tried else ["halved", "outer", "quartered"], 6.0)
 
 
-@pytest.mark.parametrize("lacking", ["a module", "a method"])
-def test_in_another_numba_inner_functions_are_compiled_the_long_way(
-    lacking: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from numba.core.codegen import CPUCodeLibrary
-
-    def gone(name: str) -> Any:
-        raise ImportError(name)
-
-    with monkeypatch.context() as other:
-        if lacking == "a module":
-            other.setattr(importlib, "import_module", gone)
-        else:
-            other.delattr(CPUCodeLibrary, "_finalize_dynamic_globals")
-        jit._linked_only.cache_clear()
-        assert jit._linked_only() == {}
+def test_in_another_numba_inner_functions_are_compiled_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit, "TRIED", {(0, 60)})
+    jit._linked_only.cache_clear()
     made, result = calls_of_an_inner_function(monkeypatch)
     jit._linked_only.cache_clear()
     assert (sorted(made), result) == (["halved", "outer", "quartered"], 6.0)
