@@ -62,6 +62,8 @@ def request(body: dict[str, Any], path: str = "/v1/completions") -> bytes:
 class Exchange(asyncio.Protocol):
     """One request on a connection of its own: the pieces of the answer, each with the time of its coming."""
 
+    late = False  # broken off by us
+
     def __init__(self, data: bytes, scheduled: float) -> None:
         self.data, self.scheduled = data, scheduled
         self.pieces: list[tuple[float, bytes]] = []
@@ -86,6 +88,9 @@ class Exchange(asyncio.Protocol):
             return
         try:
             await self.ended
+        except asyncio.CancelledError:
+            self.late = True
+            raise
         finally:
             transport.abort()
 
@@ -145,6 +150,9 @@ def parse(pieces: Sequence[tuple[float, bytes]]) -> tuple[int, list[tuple[float,
 def read(exchange: Exchange, wanted: int) -> Answer:
     """A streamed completion of `wanted` tokens: whole only with its finish_reason and data: [DONE]."""
     answer, finish, done = Answer(exchange.scheduled), None, False
+    if exchange.late:
+        answer.failure = f"not finished {PATIENCE:g} s after the load's end"
+        return answer
     if not exchange.pieces:
         return answer
     answer.ended = exchange.pieces[-1][0]

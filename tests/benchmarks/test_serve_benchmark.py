@@ -177,7 +177,7 @@ def test_requests_without_an_end_are_broken_off_and_failed(bench: Any, monkeypat
 
     answers = [load.read(one, 4) for one in asyncio.run(go())]
     assert fake.gone == 3
-    assert [answer.failure for answer in answers] == ["no answer"] * 3
+    assert [answer.failure for answer in answers] == ["not finished 0.3 s after the load's end"] * 3
 
 
 def test_a_server_that_is_not_there_is_a_failure_and_no_crash(bench: Any) -> None:
@@ -198,7 +198,8 @@ def test_a_server_that_is_not_there_is_a_failure_and_no_crash(bench: Any) -> Non
 
 def exchange(*pieces: bytes, scheduled: float = 10.0) -> Any:
     """The pieces came one second after the other, from second 11 on."""
-    return SimpleNamespace(scheduled=scheduled, pieces=[(11.0 + n, piece) for n, piece in enumerate(pieces)])
+    timed = [(11.0 + n, piece) for n, piece in enumerate(pieces)]
+    return SimpleNamespace(scheduled=scheduled, pieces=timed, late=False)
 
 
 def test_tokens_are_timed_by_the_piece_that_completed_their_event(bench: Any) -> None:
